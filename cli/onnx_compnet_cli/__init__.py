@@ -1,0 +1,1 @@
+"""The command ``onnx-compnet``: parses, calls one function, prints, maps errors to exit codes."""

@@ -1,0 +1,152 @@
+"""onnx-compnet grow: insert one compact new layer, or several."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from onnx_compnet.config import ACTIVATION_NAMES, INITS, METHODS, MODES
+from onnx_compnet.errors import OutputExistsError, UsageError, VerificationError
+from onnx_compnet_cli.options import add_command, add_data, add_json, add_model, data_options, write_json
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the parser."""
+    command = add_command(
+        commands,
+        "grow",
+        "insert a compact new layer",
+        "Insert a new layer behind NAME and solve for its weights so that the model's function stays.\n"
+        "Everything outside the place of growth is left as it is; figures are measured on held-out samples.",
+        "onnx-compnet grow model.onnx --after conv3 -o child.onnx --data train.npz --scale 1/255",
+    )
+    add_model(command, "model", "the trained ONNX model; it is never changed")
+    command.add_argument(
+        "--after",
+        action="append",
+        required=True,
+        metavar="NAME",
+        help="node, output tensor, weight prefix (conv3) or scope; repeat for several layers",
+    )
+    command.add_argument("-o", "--output", metavar="CHILD", help="where the grown model goes")
+    command.add_argument("--force", action="store_true", help="overwrite CHILD")
+    command.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
+    _add_layer_options(command.add_argument_group("the new layer"))
+    _add_selection_options(command.add_argument_group("selection"))
+    gates = command.add_argument_group(
+        "gates on the model's outputs, held-out (exit 1; the child goes aside)"
+    )
+    gates.add_argument("--max-rel-error", type=float, metavar="E", help="unset by default")
+    gates.add_argument("--min-agreement", type=float, metavar="A", help="unset by default")
+    add_data(command)
+    holdout = command.add_argument_group("held-out samples")
+    holdout.add_argument(
+        "--holdout", type=float, default=0.2, metavar="F", help="share not fitted (default 0.2)"
+    )
+    holdout.add_argument("--holdout-data", metavar="D", help="measure on this data, fit on all of --data")
+    add_json(command)
+    command.set_defaults(run=run)
+
+
+def _add_layer_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--candidates", type=int, metavar="N", help="neurons before selection (default: twice the channels)"
+    )
+    group.add_argument(
+        "--activation",
+        choices=ACTIVATION_NAMES,
+        default="auto",
+        metavar="H",
+        help="auto (the one in front, else relu), " + ", ".join(ACTIVATION_NAMES[1:]),
+    )
+    group.add_argument(
+        "--init", choices=INITS, default="auto", help="initial weights (default by activation)"
+    )
+    group.add_argument("--kernel", type=int, default=3, metavar="K", help="kernel of a new Conv (default 3)")
+    group.add_argument(
+        "--mode", choices=MODES, default="auto", help="replace: solve the readers anew (default)"
+    )
+
+
+def _add_selection_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--method", choices=METHODS, default="alg3", help="how neurons are chosen (default alg3)"
+    )
+    group.add_argument("--keep", type=int, metavar="C", help="at most C neurons (random: exactly C)")
+    group.add_argument(
+        "--lam", type=float, default=0.1, metavar="L", help="λ, for alg3 a fraction of λ_max (default 0.1)"
+    )
+    group.add_argument("--alpha", type=float, default=0.1, metavar="A", help="α of iiLasso (default 0.1)")
+    group.add_argument(
+        "--no-refit",
+        dest="refit",
+        action="store_false",
+        help="alg3: scale the surviving rows by β, as the paper prints it, instead of solving again",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Grow, save, report."""
+    if options.data is None:
+        raise UsageError(
+            "grow needs samples to fit on: --data FILE.npz (or a folder, FILE.py:function, random:N for a trial)"
+        )
+    output = None if options.dry_run else checked_output(options)
+
+    from onnx_compnet.graph import model_io
+    from onnx_compnet.pipeline import grow, plan
+    from onnx_compnet.report import growth_report, growth_text
+
+    keywords = {
+        **{name: getattr(options, name) for name in _GROW_OPTIONS},
+        **data_options(options),
+        "progress": not options.quiet and sys.stderr.isatty(),
+    }
+    if options.dry_run:
+        print(plan(options.model, options.after, options.data, **keywords))
+        return 0
+    assert output is not None
+    try:
+        growth = grow(options.model, options.after, options.data, **keywords)
+    except VerificationError as error:
+        if error.growth is not None:
+            rejected = Path(f"{output}.rejected.onnx")
+            model_io.save(error.growth.model, rejected, force=True)
+            if options.json:
+                write_json(growth_report(error.growth, model_io.sha256(rejected)), options.json)
+            raise VerificationError(
+                f"{error}; the child was put aside at {rejected}", error.growth
+            ) from error
+        raise
+    growth.save(output, force=options.force)
+    if options.json:
+        write_json(growth_report(growth, model_io.sha256(output)), options.json)
+    if options.json != "-":
+        print(growth_text(growth, f"{output} ({output.stat().st_size / 1e6:.2f} MB)"))
+    return 0
+
+
+_GROW_OPTIONS = (
+    "method", "candidates", "keep", "lam", "alpha", "activation", "init", "kernel", "mode", "holdout",
+    "holdout_data", "max_rel_error", "min_agreement", "refit",
+)  # fmt: skip
+
+
+def checked_output(options: argparse.Namespace) -> Path:
+    """Return the path of the child, refused before any work where it can't be written."""
+    if options.output is None:
+        raise UsageError("say where the grown model goes: -o CHILD.onnx (or --dry-run)")
+    output, model = Path(options.output), Path(options.model)
+    if output.exists() and model.exists() and output.samefile(model):
+        raise OutputExistsError(
+            f"-o {output} is the model itself, which is never overwritten; name another file"
+        )
+    if output.is_dir():
+        raise OutputExistsError(f"-o {output} is a folder; name a file in it")
+    if output.exists() and not options.force:
+        raise OutputExistsError(f"-o {output} exists; name another file or add --force")
+    if not output.parent.is_dir():
+        raise UsageError(f"the folder {output.parent} of -o does not exist; make it first")
+    return output

@@ -1,0 +1,36 @@
+"""onnx-compnet info: the provenance that grow wrote into a model."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from onnx_compnet_cli.options import add_command, add_json, add_model, write_json
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the parser."""
+    command = add_command(
+        commands,
+        "info",
+        "show how a model was grown",
+        "Show the provenance that grow wrote into a model: sites, method, widths, errors, data, seed.",
+        "onnx-compnet info child.onnx",
+    )
+    add_model(command, "child", "the ONNX model")
+    add_json(command)
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the provenance."""
+    from onnx_compnet.graph import model_io, provenance
+    from onnx_compnet.report import provenance_text
+
+    model = model_io.load(options.child)
+    growths = provenance.read(model)
+    if options.json:
+        write_json({"schema": 1, "growths": growths}, options.json)
+    if options.json != "-":
+        print(provenance_text(growths) if growths else f"{options.child} was not grown by onnx-compnet")
+    return 0

@@ -1,0 +1,95 @@
+"""Grow a trained ONNX model by a compact new layer that keeps its function (CompNet).
+
+>>> import onnx_compnet as oc                                        # doctest: +SKIP
+>>> growth = oc.grow("model.onnx", after="conv3", data="train.npz")  # doctest: +SKIP
+>>> growth.save("child.onnx")                                        # doctest: +SKIP
+
+Heavy modules are imported when their first name is asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnx_compnet.config import GrowOptions
+    from onnx_compnet.errors import (
+        AmbiguousNameError,
+        CompnetError,
+        DataError,
+        InputError,
+        ModelError,
+        NameNotFoundError,
+        OutputExistsError,
+        ResourceError,
+        UnsupportedError,
+        UsageError,
+        VerificationError,
+    )
+    from onnx_compnet.graph.model_io import load
+    from onnx_compnet.graph.sites import Refusal, Site, find_sites, refusals
+    from onnx_compnet.growth import Growth, SiteGrowth
+    from onnx_compnet.numerics.iilasso import Solution, iilasso
+    from onnx_compnet.pipeline import grow
+    from onnx_compnet.verification import Comparison, Verdict, verify
+    from onnx_compnet.version import __version__
+
+__all__ = [
+    "AmbiguousNameError",
+    "Comparison",
+    "CompnetError",
+    "DataError",
+    "GrowOptions",
+    "Growth",
+    "InputError",
+    "ModelError",
+    "NameNotFoundError",
+    "OutputExistsError",
+    "Refusal",
+    "ResourceError",
+    "Site",
+    "SiteGrowth",
+    "Solution",
+    "UnsupportedError",
+    "UsageError",
+    "Verdict",
+    "VerificationError",
+    "__version__",
+    "find_sites",
+    "grow",
+    "iilasso",
+    "load",
+    "refusals",
+    "verify",
+]
+
+_HOME = {
+    "GrowOptions": "config",
+    "Refusal": "graph.sites",
+    "Site": "graph.sites",
+    "find_sites": "graph.sites",
+    "refusals": "graph.sites",
+    "load": "graph.model_io",
+    "Growth": "growth",
+    "SiteGrowth": "growth",
+    "Solution": "numerics.iilasso",
+    "iilasso": "numerics.iilasso",
+    "grow": "pipeline",
+    "Comparison": "verification",
+    "Verdict": "verification",
+    "verify": "verification",
+    "__version__": "version",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

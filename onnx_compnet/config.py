@@ -1,0 +1,170 @@
+"""The options of a growth, checked once, with a reason for each default."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from onnx_compnet.errors import UsageError
+from onnx_compnet.layers import ACTIVATION_PARAMETERS, Activation
+
+METHODS = ("alg1", "alg2", "alg3", "random")
+MODES = ("auto", "replace")
+INITS = ("auto", "he", "glorot", "xavier", "kumar")
+ACTIVATION_ALIASES = {
+    "relu6": Activation("clip", (0.0, 6.0)),
+    "swish": Activation("silu"),
+    "hard_swish": Activation("hardswish"),
+    "hard_sigmoid": Activation("hardsigmoid"),
+    "leakyrelu": Activation("leaky_relu"),
+}
+ACTIVATION_NAMES = ("auto", *ACTIVATION_PARAMETERS, *ACTIVATION_ALIASES)
+
+Method = Literal["alg1", "alg2", "alg3", "random"]
+Normalisation = float | Sequence[float] | Mapping[str, float | Sequence[float]] | None
+
+
+@dataclass(frozen=True)
+class GrowOptions:
+    """What ``grow`` takes besides model, place and data; the command line's options with underscores.
+
+    Parameters
+    ----------
+    method
+        ``alg1``, ``alg2``, ``alg3`` (the paper's Algorithms 1 to 3) or ``random`` (a random subset, the floor
+        that every method must beat). Algorithm 3 is the default: of the three it alone looks at what the next
+        layer needs.
+    candidates
+        N_redundant, the neurons (channels) before selection; 2·D1 where None, as wide as the paper's LeNet and
+        VGG experiments relative to their layers.
+    keep
+        At most this many neurons survive; needed by ``random``, where it is the width.
+    lam, alpha
+        λ and α of iiLasso, the paper's 0.1. For Algorithm 3 λ is a fraction of the site's λ_max.
+    activation
+        ``auto`` takes the one in front of the site, else relu.
+    init
+        ``auto`` follows the activation (He for the rectifiers, Glorot for tanh and softsign, Kumar's rule else).
+    kernel
+        Kernel of a new spatial layer; 3 as in VGG.
+    mode
+        ``replace``: the layer goes in front of linear readers, which are solved anew. ``auto`` takes it.
+    holdout
+        Share of the samples that is never fitted; every printed error is measured there.
+    refit
+        Algorithm 3 only: solve W(new2) again for the survivors (False: the paper's rows scaled by β).
+    ridge
+        ρ, relative to the mean diagonal of the Gram matrix; 1e-6 is far below the noise of float32 products.
+    max_rel_error, min_agreement
+        Gates on the model's outputs on held-out samples, unset by default.
+    scale, mean, std
+        (x·scale - mean)/std for the float inputs read from arrays; numbers, one a channel, or {input: …}.
+    batch_axis, shape
+        {input: axis of the samples, None for a constant}; {input: shape} for random data.
+    progress
+        A bar on stderr while samples are captured.
+    """
+
+    method: Method = "alg3"
+    candidates: int | None = None
+    keep: int | None = None
+    lam: float = 0.1
+    alpha: float = 0.1
+    activation: str = "auto"
+    init: str = "auto"
+    kernel: int = 3
+    mode: str = "auto"
+    max_samples: int | None = None
+    batch_size: int | None = None
+    holdout: float = 0.2
+    holdout_data: Any = None
+    seed: int = 0
+    device: str = "auto"
+    max_rel_error: float | None = None
+    min_agreement: float | None = None
+    refit: bool = True
+    ridge: float = 1e-6
+    scale: Normalisation = None
+    mean: Normalisation = None
+    std: Normalisation = None
+    batch_axis: Mapping[str, int | None] | None = None
+    shape: Mapping[str, Sequence[int]] | None = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        _choice("method", self.method, METHODS)
+        _choice("mode", self.mode, MODES)
+        _choice("init", self.init, INITS)
+        _choice("activation", self.activation, ACTIVATION_NAMES)
+        _whole("candidates", self.candidates, 1)
+        _whole("keep", self.keep, 1)
+        _whole("kernel", self.kernel, 1)
+        _whole("max_samples", self.max_samples, 2)
+        _whole("batch_size", self.batch_size, 1)
+        _whole("seed", self.seed, 0)
+        _real("lam", self.lam, above=0.0)
+        _real("alpha", self.alpha, least=0.0)
+        _real("ridge", self.ridge, least=0.0, below=1.0)
+        _real("holdout", self.holdout, above=0.0, below=1.0)
+        _real("max_rel_error", self.max_rel_error, above=0.0)
+        _real("min_agreement", self.min_agreement, least=0.0, most=1.0)
+        if self.method == "random" and self.keep is None:
+            raise UsageError("method random has no width of its own: give --keep C (keep=C)")
+        if self.candidates is not None and self.keep is not None and self.keep > self.candidates:
+            raise UsageError(f"--keep {self.keep} is more than the {self.candidates} candidates")
+
+    def changed(self, changes: Mapping[str, Any]) -> GrowOptions:
+        """Return these options with some replaced; UsageError names an option that does not exist."""
+        known = [field.name for field in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise UsageError(f"grow has no option {name!r}; it has {', '.join(known)}")
+        return replace(self, **changes)
+
+
+def activation_named(name: str) -> Activation:
+    """Return the activation that a user calls ``name`` (not "auto"), with its default parameters."""
+    return ACTIVATION_ALIASES.get(name) or Activation(name)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _choice(name: str, value: object, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UsageError(f"{_flag(name)} {value!r} is not one of {', '.join(known)}")
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise UsageError(f"{_flag(name)} must be a whole number of at least {least}, not {value!r}")
+
+
+def _real(
+    name: str,
+    value: object,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    below: float = math.inf,
+    most: float = math.inf,
+) -> None:
+    if value is None:
+        return
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        number = float(value)
+        if math.isfinite(number) and above < number < below and least <= number <= most:
+            return
+    bounds = [
+        f"above {above:g}" if above > -math.inf else "",
+        f"at least {least:g}" if least > -math.inf else "",
+        f"below {below:g}" if below < math.inf else "",
+        f"at most {most:g}" if most < math.inf else "",
+    ]
+    raise UsageError(f"{_flag(name)} must be a number {' and '.join(b for b in bounds if b)}, not {value!r}")

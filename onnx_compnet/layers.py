@@ -1,0 +1,144 @@
+"""What graph, runtime and numerics all speak of: plain frozen data, no dependency but numpy.
+
+The letters are the paper's. ``t`` is the tensor in front of the new layer (D1 channels), ``x = W1·t + b1`` the
+new layer's output with Dn neurons, ``A = h(x)`` its activation, and a *reader* (the paper's L2) turns A into
+``y = W2ᵀu + b2``, where ``u`` is a row of A under the reader's geometry, its columns grouped by neuron.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[np.floating]
+Dimension: TypeAlias = int | str | None  # fixed, symbolic, unknown
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A model's input or output: its name, numpy dtype name ("float32", "int64", …) and declared shape.
+
+    ``shape`` is None where the rank is not declared; ``dtype`` is "" where it is not a numeric tensor.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dimension, ...] | None
+
+
+ACTIVATION_PARAMETERS: dict[str, dict[str, float]] = {
+    # name: {parameter: ONNX default}; the order is that of Activation.parameters
+    "relu": {},
+    "leaky_relu": {"alpha": 0.01},
+    "prelu": {"slope": 0.25},
+    "sigmoid": {},
+    "tanh": {},
+    "elu": {"alpha": 1.0},
+    "selu": {"alpha": 1.67326319217681884765625, "gamma": 1.05070102214813232421875},
+    "celu": {"alpha": 1.0},
+    "gelu": {},
+    "gelu_tanh": {},
+    "silu": {},
+    "hardswish": {},
+    "hardsigmoid": {"alpha": 0.2, "beta": 0.5},
+    "clip": {"min": 0.0, "max": 6.0},
+    "softplus": {},
+    "softsign": {},
+    "mish": {},
+    "thresholded_relu": {"alpha": 1.0},
+}
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise function h: a key of ACTIVATION_PARAMETERS and its parameters' values, in that order."""
+
+    name: str
+    parameters: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.name not in ACTIVATION_PARAMETERS:
+            raise ValueError(f"unknown activation {self.name!r}; known: {', '.join(ACTIVATION_PARAMETERS)}")
+        if not self.parameters:
+            object.__setattr__(self, "parameters", tuple(ACTIVATION_PARAMETERS[self.name].values()))
+        if len(self.parameters) != len(ACTIVATION_PARAMETERS[self.name]):
+            raise ValueError(f"{self.name} takes the parameters {list(ACTIVATION_PARAMETERS[self.name])}")
+
+    def __str__(self) -> str:
+        values = zip(ACTIVATION_PARAMETERS[self.name], self.parameters, strict=True)
+        inside = ", ".join(f"{key}={value:g}" for key, value in values)
+        return f"{self.name}({inside})" if inside else self.name
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """How a Conv with one group reads a tensor (N, C, *spatial); lengths equal the spatial rank (1, 2 or 3).
+
+    ``pads`` in ONNX order (all begins, then all ends); ignored unless ``auto_pad`` is "NOTSET".
+    """
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[int, ...]
+    auto_pad: str = "NOTSET"  # NOTSET | VALID | SAME_UPPER | SAME_LOWER
+
+    @property
+    def taps(self) -> int:
+        """q, the columns that one neuron takes in a row."""
+        return math.prod(self.kernel)
+
+
+@dataclass(frozen=True)
+class DenseGeometry:
+    """How a Gemm or MatMul contracts one axis of a tensor; its output carries D2 on the last axis.
+
+    ``channel_axis`` is the axis of the tensor that is contracted (-1; 0 for a Gemm with transA). With
+    ``flattened`` the tensor is (N, C, *spatial), a Flatten, Reshape or Squeeze to (N, C·taps) lies in between,
+    and ``taps`` = H·W….
+    """
+
+    channel_axis: int = -1
+    taps: int = 1
+    flattened: bool = False
+
+
+Geometry: TypeAlias = ConvGeometry | DenseGeometry
+LayerKind: TypeAlias = Literal["conv", "gemm", "matmul"]
+
+
+@dataclass(frozen=True)
+class CandidateLayer:
+    """The new layer before selection: ``x = W1·t + b1``, ``A = h(x)``.
+
+    kind "conv": W1 is (Dn, D1, *kernel), stride 1, same padding (begin = (k-1)//2, the rest at the end), on
+    t (N, D1, *spatial). kind "gemm" (t is 2-D) and "matmul" (any rank): W1 is (Dn, D1), acting on the axis
+    ``channel_axis`` of t (0 only for a Gemm reader with transA; x then has Dn on that axis, too). b1 is (Dn,).
+    Arrays have the model's dtype (what is fitted is what is written).
+    """
+
+    kind: LayerKind
+    activation: Activation
+    W1: Array
+    b1: Array
+    channel_axis: int = -1
+
+
+@dataclass(frozen=True)
+class ReaderWeights:
+    """A reader's new weights in canonical form: y = W2ᵀu + b2, W2 (kept·taps, D2) grouped by neuron, b2 (D2,)."""
+
+    W2: Array
+    b2: Array
+
+
+@dataclass(frozen=True)
+class NewLayers:
+    """What the splice writes: the surviving rows of the candidate layer, and each reader's new weights."""
+
+    layer: CandidateLayer
+    readers: tuple[ReaderWeights, ...]

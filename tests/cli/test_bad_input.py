@@ -1,0 +1,353 @@
+"""Every bad input: its exit code, one clear sentence on stderr, nothing written."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from onnx_compnet_cli.main import main
+
+MODELS = Path(__file__).parents[2] / "models"
+LENET, IMAGES = MODELS / "lenet4.onnx", MODELS / "fashion_mnist_calibration.npz"
+
+
+@pytest.fixture
+def attempt(tmp_path, capsys):
+    """Run the command in an empty folder; give back code and stderr, and check that nothing was left behind."""
+
+    def attempt(*arguments, output=None):
+        out = tmp_path / "out"
+        out.mkdir(exist_ok=True)
+        child = out / "child.onnx" if output is None else output
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        code = main([str(argument) for argument in (*arguments, "-o", child)])
+        captured = capsys.readouterr()
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+        assert "Traceback" not in captured.err
+        errors = [line for line in captured.err.splitlines() if "error:" in line]
+        assert len(errors) == 1
+        return code, errors[0]
+
+    return attempt
+
+
+@pytest.fixture
+def lenet(attempt):
+    """Grow LeNet in a few seconds, with some options changed."""
+
+    def lenet(*extra, model=LENET, after="conv1", data=IMAGES, scale="1/255", output=None):
+        scaling = () if scale is None else ("--scale", scale)
+        small = ("--max-samples", "200", "--candidates", "8")
+        return attempt(
+            "grow", model, "--after", after, "--data", data, *scaling, *small, *extra, output=output
+        )
+
+    return lenet
+
+
+def says(text, *parts):
+    missing = [part for part in parts if part not in text]
+    assert not missing, f"{missing} not in: {text}"
+
+
+def test_missing_model(lenet, tmp_path):
+    code, error = lenet(model=tmp_path / "absent.onnx")
+    assert code == 4
+    says(error, "absent.onnx")
+
+
+def test_text_file_named_onnx(lenet, tmp_path):
+    (tmp_path / "text.onnx").write_text("this is not a model\n" * 20)
+    code, error = lenet(model=tmp_path / "text.onnx")
+    assert code == 4
+    says(error, "text.onnx")
+
+
+def test_truncated_model(lenet, tmp_path):
+    (tmp_path / "half.onnx").write_bytes(LENET.read_bytes()[:400_000])
+    code, error = lenet(model=tmp_path / "half.onnx")
+    assert code == 4
+    says(error, "half.onnx")
+
+
+def test_model_that_the_checker_refuses(lenet, tmp_path):
+    model = onnx.load(LENET)
+    model.graph.node[0].input[0] = "nobody"
+    onnx.save(model, tmp_path / "bad.onnx")
+    code, error = lenet(model=tmp_path / "bad.onnx")
+    assert code == 4
+    says(error, "bad.onnx", "nobody")
+
+
+def test_unknown_name_lists_the_nearest_first(lenet):
+    code, error = lenet(after="cnov1")
+    assert code == 2
+    says(error, "cnov1", "conv1", "conv2")
+    assert error.rindex("conv1") < error.index("conv2")
+
+
+def test_ambiguous_name_lists_candidates(attempt, tmp_path):
+    weights = [
+        helper.make_tensor(f"{n}.conv.weight", TensorProto.FLOAT, (2, 2, 1, 1), [1.0] * 4) for n in "abc"
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "a.conv.weight"], ["p"], "/a/conv/Conv"),
+        helper.make_node("Relu", ["p"], ["q"], "/a/relu"),
+        helper.make_node("Conv", ["q", "b.conv.weight"], ["r"], "/b/conv/Conv"),
+        helper.make_node("Relu", ["r"], ["s"], "/b/relu"),
+        helper.make_node("Conv", ["s", "c.conv.weight"], ["y"], "/c/conv/Conv"),
+    ]
+    value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ("N", 2, 4, 4))  # noqa: E731
+    graph = helper.make_graph(nodes, "g", [value("x")], [value("y")], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    code, error = attempt("grow", tmp_path / "m.onnx", "--after", "conv", "--data", "random:50")
+    assert code == 2
+    says(error, "conv", "a.conv", "b.conv")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "expected"),
+    [
+        ({"images": np.zeros((40, 1, 28, 28), np.float32)}, ["images", "x"]),
+        ({"x": np.zeros((40, 3, 28, 28), np.float32)}, ["x", "3"]),
+        ({"x": np.zeros((40, 28, 28), np.float32)}, ["x"]),
+        ({"x": np.zeros((0, 1, 28, 28), np.float32)}, ["x", "zero samples"]),
+        ({"x": np.zeros((40, 1, 28, 28), np.uint8)}, ["x", "uint8", "--scale 1/255"]),
+        ({"x": np.full((40, 1, 28, 28), np.nan, np.float32)}, ["x", "NaN"]),
+        ({"x": np.array([None] * 40, object)}, ["x", "pickle"]),
+        ({"x": np.full((40, 1, 28, 28), "a")}, ["x"]),
+    ],
+    ids=["key", "channels", "rank", "empty", "dtype", "nan", "pickled", "strings"],
+)
+def test_unfit_data(lenet, tmp_path, arrays, expected):
+    np.savez(tmp_path / "d.npz", **arrays)
+    code, error = lenet(data=tmp_path / "d.npz", scale=None)
+    assert code == 4
+    says(error, *expected)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a zip", IMAGES.read_bytes()[:200_000]], ids=["empty", "text", "cut"]
+)
+def test_corrupt_data(lenet, tmp_path, content):
+    (tmp_path / "d.npz").write_bytes(content)
+    code, error = lenet(data=tmp_path / "d.npz")
+    assert code == 4
+    says(error, "d.npz")
+
+
+def test_missing_data(lenet, tmp_path):
+    code, error = lenet(data=tmp_path / "absent.npz")
+    assert code == 4
+    says(error, "absent.npz")
+
+
+def test_a_pickled_npy_is_not_opened(lenet, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "exploded"),)
+
+    with (tmp_path / "d.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "|O", "fortran_order": False, "shape": (40, 1, 28, 28)}
+        )
+        pickle.dump(Bomb(), file)
+    code, error = lenet(data=tmp_path / "d.npy")
+    assert code == 4
+    says(error, "pickle")
+
+
+def test_no_data_option(attempt):
+    code, error = attempt("grow", LENET, "--after", "conv1")
+    assert code == 2
+    says(error, "--data")
+
+
+def test_fewer_rows_than_unknowns_names_both_numbers(attempt):
+    options = ("--data", IMAGES, "--scale", "1/255", "--max-samples", "50", "--candidates", "60")
+    code, error = attempt("grow", LENET, "--after", "fc1", *options)
+    assert code == 4
+    says(error, "40 rows", "59 columns")  # one of the 60 candidates never varies
+
+
+def test_few_rows_are_a_warning(tmp_path, capsys):
+    options = ("--data", IMAGES, "--scale", "1/255", "--max-samples", "200", "--candidates", "60")
+    child = tmp_path / "c.onnx"
+    assert main([str(a) for a in ("grow", LENET, "--after", "fc1", *options, "-o", child)]) == 0
+    says(capsys.readouterr().err, "WARNING", "160", "60")
+    assert child.exists()
+
+
+def test_lambda_that_kills_every_neuron_names_one_that_does_not(lenet):
+    code, error = lenet("--lam", "1.5")
+    assert code == 2
+    says(error, "λ_max", "--lam")
+
+
+@pytest.mark.parametrize("method", ["alg1", "alg2"])
+def test_lambda_that_kills_every_neuron_of_algorithms_1_and_2(lenet, method):
+    code, error = lenet("--lam", "1.5", "--method", method)
+    assert code == 2
+    says(error, "λ_max")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--keep", "0"),
+        ("--keep", "-3"),
+        ("--keep", "9"),
+        ("--lam", "0"),
+        ("--lam", "-0.1"),
+        ("--lam", "nan"),
+        ("--alpha", "-1"),
+        ("--candidates", "0"),
+        ("--kernel", "0"),
+        ("--holdout", "0"),
+        ("--holdout", "1"),
+        ("--max-samples", "1"),
+        ("--batch-size", "0"),
+        ("--seed", "-1"),
+        ("--max-rel-error", "-1"),
+        ("--min-agreement", "2"),
+    ],
+)
+def test_value_out_of_range(lenet, option, value):
+    code, error = lenet(option, value)
+    assert code == 2
+    says(error, option)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--method", "magic"), ("--activation", "cube"), ("--init", "zeros"), ("--scale", "1/0"), ("--keep", "few"),
+     ("--shape", "x=1,two"), ("--batch-axis", "x"), ("--nonsense", "1")],
+)  # fmt: skip
+def test_value_that_does_not_parse(lenet, option, value):
+    code, error = lenet(option, value)
+    assert code == 2
+    says(error, option)
+
+
+def test_unknown_device(lenet):
+    code, error = lenet("--device", "tpu")
+    assert code == 2
+    says(error, "device 'tpu'", "cuda")
+
+
+def test_random_needs_a_width(lenet):
+    code, error = lenet("--method", "random")
+    assert code == 2
+    says(error, "--keep")
+
+
+def test_output_exists(lenet, tmp_path):
+    (tmp_path / "there.onnx").write_bytes(b"precious")
+    code, error = lenet(output=tmp_path / "there.onnx")
+    assert code == 2
+    says(error, "there.onnx", "--force")
+    assert (tmp_path / "there.onnx").read_bytes() == b"precious"
+
+
+def test_output_is_the_model_even_with_force(lenet, tmp_path):
+    model = tmp_path / "m.onnx"
+    model.write_bytes(LENET.read_bytes())
+    (tmp_path / "link.onnx").symlink_to(model)
+    for output in (model, tmp_path / "link.onnx"):
+        code, error = lenet("--force", model=model, output=output)
+        assert code == 2
+        says(error, "the model itself")
+
+
+def test_output_in_no_folder(lenet, tmp_path):
+    code, error = lenet(output=tmp_path / "nowhere" / "c.onnx")
+    assert code == 2
+    says(error, "nowhere")
+
+
+def one_reader_model(path, *, shared=False, computed=False):
+    """x → Gemm → Relu → Gemm, the second one's weight shared with another node or computed."""
+    w = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+    tensors = [onnx.numpy_helper.from_array(w, name) for name in ("w1", "w2")]
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1"], ["a"], "first"),
+        helper.make_node("Relu", ["a"], ["b"], "relu"),
+        helper.make_node("Gemm", ["b", "v" if computed else "w2"], ["c"], "second"),
+    ]
+    if computed:
+        nodes.insert(2, helper.make_node("Softmax", ["w2"], ["v"], "normalise"))
+    if shared:
+        nodes.append(helper.make_node("Gemm", ["x", "w2"], ["d"], "third"))
+        nodes.append(helper.make_node("Add", ["c", "d"], ["y"], "sum"))
+    else:
+        nodes.append(helper.make_node("Identity", ["c"], ["y"], "end"))
+    value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ("N", 4))  # noqa: E731
+    graph = helper.make_graph(nodes, "g", [value("x")], [value("y")], tensors)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def test_reader_with_computed_weights(attempt, tmp_path):
+    one_reader_model(tmp_path / "m.onnx", computed=True)
+    code, error = attempt("grow", tmp_path / "m.onnx", "--after", "first", "--data", "random:100")
+    assert code == 3
+    says(error, "second", "Softmax")
+
+
+def test_weight_shared_with_another_node(attempt, tmp_path):
+    one_reader_model(tmp_path / "m.onnx", shared=True)
+    code, error = attempt("grow", tmp_path / "m.onnx", "--after", "first", "--data", "random:100")
+    assert code == 3
+    says(error, "second", "third", "w2")
+
+
+def test_gram_that_does_not_fit_says_how_much_memory_it_needs(attempt, tmp_path):
+    w = [np.zeros(s, np.float32) for s in ((8, 3, 3, 3), (4, 8 * 64 * 64))]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "conv.weight"], ["a"], "conv", pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", ["a"], ["b"], "relu"),
+            helper.make_node("Flatten", ["b"], ["flat"], "flatten"),
+            helper.make_node("Gemm", ["flat", "fc.weight"], ["y"], "fc", transB=1),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("N", 3, 64, 64))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("N", 4))],
+        [onnx.numpy_helper.from_array(a, n) for a, n in zip(w, ("conv.weight", "fc.weight"), strict=True)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    options = ("--data", "random:100", "--candidates", "200")
+    code, error = attempt("grow", tmp_path / "m.onnx", "--after", "conv", *options)
+    assert code == 5
+    says(error, "GiB", f"{200 * 4096:,}", "--candidates", "--after flat")
+
+
+def test_cuda_where_there_is_none(lenet):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    code, error = lenet("--device", "cuda")
+    assert code == 5
+    says(error, "CUDA")
+
+
+def test_place_that_can_not_be_grown_gives_the_reason(attempt, tmp_path):
+    value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ("N", 4))  # noqa: E731
+    w = onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["a"], "first"),
+        helper.make_node("Softmax", ["a"], ["y"], "softmax"),
+    ]
+    graph = helper.make_graph(nodes, "g", [value("x")], [value("y")], [w])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    code, error = attempt("grow", tmp_path / "m.onnx", "--after", "first", "--data", "random:100")
+    assert code == 3
+    says(error, "first", "Softmax")
