@@ -64,7 +64,8 @@ def collect(
     accumulators: list[MomentsAccumulator | None] = [None] * len(groups)
     for batch, tensors in capture(session, batches, progress=progress):
         t = _computable(tensors[site.tensor])
-        x, A = new_layer(candidate, t)
+        with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
+            x, A = new_layer(candidate, t)
         covariance = covariances[batch.fold] or CovarianceAccumulator(Dn, t.device, t.dtype)
         covariances[batch.fold] = covariance
         covariance.update(channel_rows(x, output_channel_axis(candidate)))

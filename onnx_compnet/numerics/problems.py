@@ -1,0 +1,174 @@
+"""The least-squares problems of a site: one for every geometry among its readers, and what they share.
+
+Several readers of one tensor have a W2 each and one β: K = Σ_r K_r/σ_r² and c = Σ_r c_r/σ_r², with σ_r² the
+total variance of reader r, so that each counts by its relative error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onnx_compnet.errors import UsageError
+from onnx_compnet.numerics import ridge
+from onnx_compnet.numerics.moments import Moments, columns_of
+
+_BLOCK_BYTES = 64 << 20
+_CONSTANT = 1e-13  # a variance below this share of the squared mean is the rounding of float32 sums
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Readers that share a geometry: one Moments (u, y), their outputs side by side in y.
+
+    ``fit`` holds the fitted rows, ``held_out`` others (None without); u has ``taps`` columns a candidate
+    neuron. ``slices`` are the columns of y of each reader (empty: one reader), ``readers`` their places
+    among all readers of the site (empty: counted on from the problem before).
+    """
+
+    fit: Moments
+    held_out: Moments | None
+    taps: int = 1
+    slices: tuple[slice, ...] = ()
+    readers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class ReaderFit:
+    """One reader's ``y ≈ W2ᵀu + b2``: W2 (kept·taps, D2), b2 (D2,), float64, and its relative errors.
+
+    ``held_out_error`` is None without held-out rows.
+    """
+
+    W2: Tensor
+    b2: Tensor
+    fitted_error: float
+    held_out_error: float | None
+
+
+def arranged(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    """The problems with ``slices`` and ``readers`` filled in; UsageError where they contradict each other."""
+    if not problems:
+        raise UsageError("a selection needs at least one reader")
+    full: list[Problem] = []
+    count = 0
+    for problem in problems:
+        slices = problem.slices or (slice(0, problem.fit.uy.shape[1]),)
+        readers = problem.readers or tuple(range(count, count + len(slices)))
+        count += len(slices)
+        full.append(Problem(problem.fit, problem.held_out, problem.taps, slices, readers))
+    if sorted(place for problem in full for place in problem.readers) != list(range(count)):
+        raise UsageError(f"the places of {count} readers must be 0 to {count - 1}, each once")
+    for problem in full:
+        D2 = problem.fit.uy.shape[1]
+        if [i for part in problem.slices for i in range(D2)[part]] != list(range(D2)):
+            raise UsageError(f"slices {problem.slices} must cover the {D2} outputs in order, each once")
+        if len(problem.readers) != len(problem.slices):
+            raise UsageError(f"{len(problem.slices)} slices need as many readers, not {len(problem.readers)}")
+        p = len(problem.fit.mean_u)
+        if p % problem.taps or p // problem.taps != neurons(full[0]):
+            raise UsageError(
+                f"{p} columns of {problem.taps} taps are not those of {neurons(full[0])} neurons"
+            )
+    return tuple(full)
+
+
+def neurons(problem: Problem) -> int:
+    """Dn, the neurons behind the columns of u."""
+    return len(problem.fit.mean_u) // problem.taps
+
+
+def alive(problems: Sequence[Problem]) -> Tensor:
+    """The indices of the neurons whose columns vary on the fitted rows of some reader (int64, CPU).
+
+    A constant other than 0 beside zero padding does vary, and can be of use.
+    """
+    varies = torch.zeros(neurons(problems[0]), dtype=torch.bool)
+    for problem in problems:
+        moments = problem.fit
+        variance = moments.uu.diagonal() / max(moments.n, 1)
+        columns = variance > _CONSTANT * moments.mean_u.square()
+        varies |= columns.reshape(-1, problem.taps).any(1).cpu()
+    return varies.nonzero().reshape(-1)
+
+
+def restricted(problem: Problem, kept: Tensor) -> Problem:
+    """The problem of some neurons only, in the order given."""
+    if len(kept) == neurons(problem) and bool((kept == torch.arange(len(kept))).all()):
+        return problem
+    columns = columns_of(kept, problem.taps)
+    held_out = problem.held_out.subset(columns) if problem.held_out else None
+    return Problem(problem.fit.subset(columns), held_out, problem.taps, problem.slices, problem.readers)
+
+
+def output_weights(problem: Problem) -> Tensor:
+    """1/σ_r² for each output of reader r (D2,); 0 for a reader whose outputs do not vary."""
+    weights = torch.zeros_like(problem.fit.yy)
+    for part in problem.slices:
+        variance = ridge.total_variance(problem.fit, part)
+        weights[part] = 1 / variance if variance else 0.0
+    return weights
+
+
+def hadamard_statistics(
+    problems: Sequence[Problem], weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, float]:
+    """``(K, c, σ_y²)`` of Algorithm 3 from moments, without its matrix [vec(T_1) … vec(T_Dn)] (Eq. 4).
+
+    With T_i = u_i W2_i (centred) and ``weights`` the W2 (Dn·taps, D2) of each problem, exactly
+
+        K_ij = ⟨vec T_i, vec T_j⟩/n = Σ over the taps×taps block (i, j) of G ∘ (W2 W2ᵀ)
+        c_i  = ⟨vec T_i, vec y⟩/n  = Σ over the rows of neuron i and all outputs of C ∘ W2
+
+    summed over the readers, each divided by its σ_r²: K (Dn, Dn), c (Dn,), float64 on the device of the first
+    problem. σ_y² is the sum of the readers' variances after that division: the number of readers that vary.
+
+    Differs from the paper: Eq. 9 divides by N·D2, here N; standardising K and c cancels either.
+    """
+    device = problems[0].fit.uu.device
+    Dn = neurons(problems[0])
+    K = torch.zeros(Dn, Dn, dtype=torch.float64, device=device)
+    c = torch.zeros(Dn, dtype=torch.float64, device=device)
+    readers = 0
+    for problem, W2 in zip(problems, weights, strict=True):
+        moments, q = problem.fit, problem.taps
+        W2_scaled = W2 * output_weights(problem)
+        step = max(1, _BLOCK_BYTES // (8 * q * max(1, len(W2))))
+        for first in range(0, Dn, step):
+            rows = slice(first * q, (first + step) * q)
+            block = moments.uu[rows] * (W2_scaled[rows] @ W2.T)
+            K[first : first + step] += block.reshape(-1, q, Dn, q).sum((1, 3)).to(device) / moments.n
+        c += (moments.uy * W2_scaled).sum(1).reshape(Dn, q).sum(1).to(device) / moments.n
+        readers += sum(ridge.total_variance(moments, part) > 0 for part in problem.slices)
+    return (K + K.T) / 2, c, float(readers)
+
+
+def fit_readers(problems: Sequence[Problem], rho: float) -> tuple[tuple[ReaderFit, ...], tuple[str, ...]]:
+    """W2 and b2 of every reader by least squares (Eq. 11), in the order of the readers, and warnings."""
+    fits = [ridge.fit(problem.fit, rho) for problem in problems]
+    W2s, b2s = [fit.W2 for fit in fits], [fit.b2 for fit in fits]
+    return measured(problems, W2s, b2s), tuple(dict.fromkeys(note for fit in fits for note in fit.warnings))
+
+
+def measured(
+    problems: Sequence[Problem], W2s: Sequence[Tensor], b2s: Sequence[Tensor]
+) -> tuple[ReaderFit, ...]:
+    """The readers of all problems in their order, with the errors of the given W2 and b2."""
+    found: dict[int, ReaderFit] = {}
+    for problem, W2, b2 in zip(problems, W2s, b2s, strict=True):
+        fitted = ridge.relative_errors(problem.fit, W2, b2, problem.slices)
+        held_out: Sequence[float | None] = [None] * len(problem.slices)
+        if problem.held_out is not None and problem.held_out.n:
+            held_out = ridge.relative_errors(problem.held_out, W2, b2, problem.slices)
+        for place, part, e, e_h in zip(problem.readers, problem.slices, fitted, held_out, strict=True):
+            found[place] = ReaderFit(W2[:, part], b2[part], e, e_h)
+    return tuple(found[place] for place in sorted(found))
+
+
+def worst(readers: Sequence[ReaderFit]) -> tuple[float, float | None]:
+    """The largest fitted and the largest held-out error (None without held-out rows)."""
+    held_out = [reader.held_out_error for reader in readers if reader.held_out_error is not None]
+    return max(reader.fitted_error for reader in readers), max(held_out, default=None)

@@ -1,0 +1,136 @@
+"""Least squares for W2 and b2 (Eq. 11) and the error of such a fit, all from moments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onnx_compnet.errors import DataError, UsageError
+from onnx_compnet.numerics.moments import Moments
+
+RHO = 1e-6
+MAX_RHO = 1e-2
+ENOUGH_ROWS_PER_COLUMN = 5
+_CONSTANT = 1e-24  # a variance below this share of the squared mean is rounding
+
+
+@dataclass(frozen=True, eq=False)
+class RidgeFit:
+    """``y ≈ W2ᵀu + b2``: W2 (p, D2), b2 (D2,), float64; ``rho`` is the ridge that was used, relative to tr
+    G/p.
+
+    ``rows_per_column`` is n/p; ``warnings`` tells of a ridge that had to be raised and of n/p below 5.
+    """
+
+    W2: Tensor
+    b2: Tensor
+    rho: float
+    jitter_raised: bool
+    rows_per_column: float
+    warnings: tuple[str, ...] = ()
+
+
+def fit(moments: Moments, rho: float = RHO) -> RidgeFit:
+    """``W2 = (G + ρ·(tr G/p)·I)⁻¹ C`` and ``b2 = ȳ − W2ᵀū``, by Cholesky.
+
+    Raises DataError when n <= p (the fit would be exact on its own rows and worthless on others), UsageError
+    for a negative ``rho``.
+
+    Differs from the paper: Eq. 11 has neither intercept nor ridge. Where the factorisation fails, ρ is raised
+    tenfold, up to 1e-2, and a warning says so.
+    """
+    n, (p, D2) = moments.n, moments.uy.shape
+    if rho < 0:
+        raise UsageError(f"rho = {rho} must not be negative")
+    if n <= p:
+        raise DataError(
+            f"{n} rows can't fit {p} columns: more rows than columns are needed, and ten times as many are "
+            f"good; give more samples (at least {5 * p} rows), fewer candidate neurons or a smaller kernel"
+        )
+    notes: list[str] = []
+    if n < ENOUGH_ROWS_PER_COLUMN * p:
+        notes.append(
+            f"{n} rows fit {p} columns, n/p = {n / p:.1f}: below {ENOUGH_ROWS_PER_COLUMN} the fit follows "
+            f"noise; give more samples ({10 * p} rows are good) or fewer neurons"
+        )
+    scale = float(moments.uu.diagonal().mean()) / n if p else 0.0
+    if scale <= 0:  # no column varies
+        return RidgeFit(
+            torch.zeros_like(moments.uy), moments.mean_y.clone(), rho, False, n / max(p, 1), tuple(notes)
+        )
+    used = rho
+    factor = _cholesky(moments.G, used * scale)
+    while factor is None:
+        used = 10 * used if used else 1e-12
+        if used > MAX_RHO * (1 + 1e-9):
+            raise DataError(
+                f"the {p}x{p} covariance of the activations can't be factorised even with a ridge of "
+                f"{MAX_RHO:g} of its mean diagonal; look for extreme values in the data"
+            )
+        factor = _cholesky(moments.G, used * scale)
+    if used != rho:
+        notes.append(
+            f"the {p} columns are nearly dependent: the ridge was raised from {rho:g} to {used:g}; "
+            "more samples or fewer neurons avoid this"
+        )
+    W2 = torch.cholesky_solve(moments.C, factor) if D2 else torch.zeros_like(moments.uy)
+    return RidgeFit(W2, intercept(moments, W2), used, used != rho, n / p, tuple(notes))
+
+
+def intercept(moments: Moments, W2: Tensor) -> Tensor:
+    """``b2 = ȳ − W2ᵀū``, the best for any W2."""
+    return moments.mean_y - moments.mean_u @ W2
+
+
+def squared_errors(moments: Moments, W2: Tensor, b2: Tensor) -> Tensor:
+    """The mean squared error of each output (D2,) on the rows behind ``moments``, fitted or not, at least 0.
+
+    ``v − 2·diag(W2ᵀC) + diag(W2ᵀ G W2) + (ȳ − W2ᵀū − b2)²``. The subtraction cancels: with float32 products a
+    relative error below about 1e-3 is not to be believed, measure it by a forward pass there.
+    """
+    offset = intercept(moments, W2) - b2
+    quadratic = (W2 * (moments.uu @ W2 - 2 * moments.uy)).sum(0)
+    return ((moments.yy + quadratic) / max(moments.n, 1) + offset**2).clamp(min=0)
+
+
+def relative_error(moments: Moments, W2: Tensor, b2: Tensor, weights: Tensor | None = None) -> float:
+    """ε = (Σ w·squared error / Σ w·variance)^½ over the outputs, w = 1 or ``weights`` (D2,).
+
+    On held-out moments this is the error on rows that were not fitted, without another pass. A target that
+    does not vary has error 0 where it is met, infinity where it is not.
+    """
+    error, v, level = squared_errors(moments, W2, b2), moments.v, moments.mean_y.square()
+    if weights is not None:
+        error, v, level = error * weights, v * weights, level * weights
+    return _ratio(error, v, level)
+
+
+def relative_errors(moments: Moments, W2: Tensor, b2: Tensor, slices: Sequence[slice]) -> tuple[float, ...]:
+    """``relative_error`` of each slice of the outputs (readers that share a geometry lie side by side)."""
+    error, v, level = squared_errors(moments, W2, b2), moments.v, moments.mean_y.square()
+    return tuple(_ratio(error[part], v[part], level[part]) for part in slices)
+
+
+def total_variance(moments: Moments, outputs: slice = slice(None)) -> float:
+    """Σv over some outputs; 0 where they vary by no more than rounding."""
+    v, level = float(moments.v[outputs].sum()), float(moments.mean_y[outputs].square().sum())
+    return v if v > _CONSTANT * level else 0.0
+
+
+def _ratio(error: Tensor, variance: Tensor, level: Tensor) -> float:
+    e, v, m = float(error.sum()), float(variance.sum()), float(level.sum())
+    if v > _CONSTANT * m:
+        return float((e / v) ** 0.5)
+    return 0.0 if e <= 1e-12 * m else float("inf")
+
+
+def _cholesky(G: Tensor, shift: float) -> Tensor | None:
+    """The lower factor of G + shift·I (made in G), or None where that is singular to working precision."""
+    G.diagonal().add_(shift)
+    factor, info = torch.linalg.cholesky_ex(G)
+    pivots = factor.diagonal().square()
+    floor = len(G) * torch.finfo(G.dtype).eps * G.diagonal().max()
+    return None if int(info) or not bool((pivots > floor).all()) else factor
