@@ -106,7 +106,7 @@ def plan(
     for site in job.sites:
         candidate = _candidate(site, options)
         Dn = len(candidate.b1)
-        _refuse_large(job.parent, site, Dn, job.device)
+        _refuse_large(site, Dn, job.device)
         kernel = "×".join(map(str, candidate.W1.shape[2:]))
         lines += [
             f"site        {site.name}: tensor {site.tensor}, {site.channels} channels, "
@@ -231,16 +231,16 @@ def _gram_bytes(site: Site, Dn: int) -> int:
     return 5 * 8 * (Dn * site.max_taps) ** 2
 
 
-def _refuse_large(model: onnx.ModelProto, site: Site, Dn: int, device: Device) -> None:
+def _refuse_large(site: Site, Dn: int, device: Device) -> None:
     needed, available = _gram_bytes(site, Dn), available_memory(device)
     if needed <= available:
         return
     taps = site.max_taps
     fewer = int((available / 40) ** 0.5 / taps)
     advice = [f"lower --candidates to {fewer} or less"] if fewer >= 1 else []
-    flattened = [reader.index for reader in site.linear if reader.between]
+    flattened = [reader for reader in site.linear if reader.between]
     if flattened:
-        behind = model.graph.node[flattened[0]].input[0]
+        behind = flattened[0].input
         advice.append(f"insert behind the Flatten instead (--after {behind})")
     raise ResourceError(
         f"site {site.name}: {Dn} candidates × {taps} columns each make a Gram matrix of {Dn * taps:,} columns, "
@@ -256,7 +256,7 @@ def _grow_site(
     Dn = len(candidate.b1)
     if options.keep is not None and options.keep > Dn:
         raise UsageError(f"--keep {options.keep} is more than the {Dn} candidates at {site.name}")
-    _refuse_large(model, site, Dn, job.device)
+    _refuse_large(site, Dn, job.device)
     groups = reader_groups(site)
     with stopwatch("capture"):
         outputs = [reader.output for reader in site.linear]
@@ -327,7 +327,7 @@ def _verdict(child: onnx.ModelProto, steps: Sequence[_Step], job: _Job, options:
         for reader, (parent, child_name) in zip(step.site.linear, step.targets, strict=True)
     ]
     try:
-        model_io.check(child)
+        model_io.check(child, job.parent)
         return compare(
             job.parent, child, held_out, device,
             gates=gates, targets=targets, data=data, random_data=job.source.is_random,

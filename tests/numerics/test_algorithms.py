@@ -349,7 +349,7 @@ def test_the_random_baseline_is_seeded(site: Site) -> None:
 
 @pytest.mark.parametrize("method", ["alg1", "alg2", "alg3"])
 def test_a_lambda_that_leaves_nothing_names_one_that_keeps_some(site: Site, method: str) -> None:
-    with pytest.raises(UsageError, match=r"λ_max = .*lam = 0\.5 keeps \d+") as caught:
+    with pytest.raises(UsageError, match=r"λ_max = .*--lam 0\.5 keeps \d+") as caught:
         select(method, [site.problem], site.folds, lam=1.0)
     kept = int(str(caught.value).split()[-1])
     assert len(select(method, [site.problem], site.folds, lam=0.5).kept) == kept > 0

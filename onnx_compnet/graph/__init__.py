@@ -1,0 +1,1 @@
+"""The ONNX side: reading, understanding and editing models. No torch, no onnxruntime, no data."""

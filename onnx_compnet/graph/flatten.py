@@ -1,0 +1,139 @@
+"""Looking through Flatten, Reshape and Squeeze from a dense layer's 2-D input to the spatial tensor in front.
+
+These ops keep the row-major order of the elements. So if they turn (N, C, *S) into (rows, K) and K is
+C·prod(S), then every row is one sample, flattened with the channels outermost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from onnx import NodeProto
+
+from onnx_compnet.graph.index import GraphIndex, attribute, int_attribute
+from onnx_compnet.graph.weights import axes_of, integers
+from onnx_compnet.layers import Dimension
+
+RESHAPING = ("Flatten", "Reshape", "Squeeze")
+
+
+@dataclass(frozen=True)
+class Unflattened:
+    """A spatial tensor that reaches a dense layer flattened, through the nodes ``between``, in order."""
+
+    tensor: str
+    channels: int
+    taps: int
+    between: tuple[int, ...]
+
+
+def unflatten(index: GraphIndex, tensor: str, width: int) -> Iterator[Unflattened]:
+    """The spatial tensors behind ``tensor``, which is (rows, ``width``); nearest first."""
+    path: tuple[int, ...] = ()
+    keeps_batch = True
+    while (position := index.producers.get(tensor)) is not None:
+        node = index.nodes[position]
+        source = node.input[0] if node.input else ""
+        shape = index.shape(source)
+        kept = _keeps_batch(index, node, shape, final=not path)
+        if kept is None or shape is None:
+            return
+        keeps_batch = keeps_batch and kept
+        path = (position, *path)
+        tensor = source
+        divided = _divide(shape, width, keeps_batch)
+        if divided is not None:
+            yield Unflattened(tensor, *divided, path)
+
+
+def _keeps_batch(
+    index: GraphIndex, node: NodeProto, shape: tuple[Dimension, ...] | None, *, final: bool
+) -> bool | None:
+    """Whether axis 0 is provably kept; None where the node can't be looked through.
+
+    The last node of the way must give two axes, which only a Squeeze in front of others need not.
+    """
+    if shape is None or len(shape) < 3:
+        return None
+    if node.op_type == "Squeeze":
+        axes = axes_of(index, node)
+        if axes is None:
+            return None
+        squeezed = {axis % len(shape) for axis in axes}
+        if squeezed & {0, 1} or (final and len(shape) - len(squeezed) != 2):
+            return None
+        return True
+    if not final:
+        return None
+    if node.op_type == "Flatten":
+        return True if int_attribute(node, "axis", 1) % len(shape) == 1 else None
+    return _reshape_keeps_batch(index, node, shape) if node.op_type == "Reshape" else None
+
+
+def _reshape_keeps_batch(index: GraphIndex, node: NodeProto, shape: tuple[Dimension, ...]) -> bool | None:
+    target = integers(index, node.input[1])
+    if target is None:
+        return True if _batch_and_rest(index, node.input[1]) else None
+    if len(target) != 2 or target[1] < -1:
+        return None
+    if 0 in target and int_attribute(node, "allowzero", 0):
+        return None
+    if target[1] == 0 and any(size != 1 for size in shape[2:]):
+        return None
+    return target[0] == 0 or (isinstance(shape[0], int) and target[0] == shape[0])
+
+
+def _batch_and_rest(index: GraphIndex, target: str) -> bool:
+    """Whether a computed Reshape target is [size of some tensor's axis 0, -1]."""
+    node = index.producer(target)
+    if node is None or node.op_type != "Concat" or len(node.input) != 2:
+        return False
+    return integers(index, node.input[1]) == (-1,) and _is_first_size(index, node.input[0])
+
+
+def _is_first_size(index: GraphIndex, name: str) -> bool:
+    node = index.producer(name)
+    while node is not None and node.op_type in ("Unsqueeze", "Squeeze", "Identity", "Cast"):
+        node = index.producer(node.input[0])
+    if node is None:
+        return False
+    if node.op_type == "Shape":
+        return int_attribute(node, "start", 0) == 0 and int_attribute(node, "end", -1) == 1
+    shape = index.producer(node.input[0]) if node.input else None
+    if shape is None or shape.op_type != "Shape" or int_attribute(shape, "start", 0) != 0:
+        return False
+    if node.op_type == "Gather":
+        return integers(index, node.input[1]) == (0,)
+    if node.op_type == "Slice":
+        return _slice_bound(index, node, "starts", 1) == (0,) and _slice_bound(index, node, "ends", 2) == (1,)
+    return False
+
+
+def _slice_bound(index: GraphIndex, node: NodeProto, name: str, slot: int) -> tuple[int, ...] | None:
+    found = attribute(node, name)
+    if found is not None:
+        return tuple(found.ints)
+    return integers(index, node.input[slot]) if len(node.input) > slot else None
+
+
+def _divide(shape: tuple[Dimension, ...], width: int, keeps_batch: bool) -> tuple[int, int] | None:
+    """(C, taps) with C·taps = width for a tensor (N, C, *S), or None where that is not certain."""
+    channels, spatial = shape[1], shape[2:]
+    sizes = [size for size in spatial if isinstance(size, int)]
+    taps = math.prod(sizes) if len(sizes) == len(spatial) else None
+    if isinstance(channels, int) and taps is not None:
+        return (channels, taps) if channels * taps == width and width > 0 else None
+    if not keeps_batch:
+        return None
+    if isinstance(channels, int) and channels > 0 and width % channels == 0:
+        return channels, width // channels
+    if taps and width % taps == 0:
+        return width // taps, taps
+    return None
+
+
+def resized_target(target: tuple[int, ...], width: int) -> tuple[int, ...] | None:
+    """A constant Reshape target for another number of columns; None where it needs no change."""
+    return None if target[-1] in (0, -1) else (*target[:-1], width)

@@ -1,0 +1,230 @@
+"""A model's graph, indexed once: who produces, reads and captures each tensor, and its shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto
+
+from onnx_compnet.layers import Dimension
+
+STANDARD_DOMAINS = ("", "ai.onnx")
+LARGE = 1024  # elements; larger initialisers say nothing that shape inference needs
+
+
+def describe(node: NodeProto) -> str:
+    """A node as messages name it: its op and its name (that of its first output when it has none)."""
+    return f"{node.op_type} '{label(node)}'"
+
+
+def label(node: NodeProto) -> str:
+    """A node's name, or its first output's name when it has none."""
+    if node.name:
+        return node.name
+    return next((name for name in node.output if name), node.op_type)
+
+
+def attribute(node: NodeProto, name: str) -> AttributeProto | None:
+    """The node's attribute of that name, or None."""
+    return next((item for item in node.attribute if item.name == name), None)
+
+
+def int_attribute(node: NodeProto, name: str, default: int) -> int:
+    """An integer attribute, or its default."""
+    found = attribute(node, name)
+    return default if found is None else found.i
+
+
+def float_attribute(node: NodeProto, name: str, default: float) -> float:
+    """A float attribute, or its default."""
+    found = attribute(node, name)
+    return default if found is None else found.f
+
+
+def text_attribute(node: NodeProto, name: str, default: str) -> str:
+    """A string attribute, or its default."""
+    found = attribute(node, name)
+    return default if found is None else found.s.decode("utf-8", "replace")
+
+
+def ints_attribute(node: NodeProto, name: str) -> tuple[int, ...] | None:
+    """An attribute that is a list of integers, or None."""
+    found = attribute(node, name)
+    return None if found is None else tuple(found.ints)
+
+
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    """The bodies that a node carries (If, Loop, Scan …)."""
+    for item in node.attribute:
+        if item.type == AttributeProto.GRAPH:
+            yield item.g
+        yield from item.graphs
+
+
+def nodes_within(graph: GraphProto) -> Iterator[NodeProto]:
+    """Every node of a graph and of the bodies inside it."""
+    for node in graph.node:
+        yield node
+        for body in subgraphs(node):
+            yield from nodes_within(body)
+
+
+def captured_names(body: GraphProto) -> set[str]:
+    """The names that a body reads from the graphs around it."""
+    own = {item.name for item in body.input} | {item.name for item in body.initializer}
+    own |= {item.values.name for item in body.sparse_initializer}
+    own |= {name for node in body.node for name in node.output}
+    read = {name for node in body.node for name in node.input} | {item.name for item in body.output}
+    for node in body.node:
+        for inner in subgraphs(node):
+            read |= captured_names(inner)
+    return read - own - {""}
+
+
+def opset(model: ModelProto) -> int:
+    """The version of the standard operators that the model imports (1 where it says nothing)."""
+    return next((item.version for item in model.opset_import if item.domain in STANDARD_DOMAINS), 1)
+
+
+def without_large_weights(model: ModelProto) -> ModelProto:
+    """A copy whose large initialisers are graph inputs instead: the same shapes, few bytes."""
+    light = ModelProto(ir_version=model.ir_version)
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    source, target = model.graph, light.graph
+    target.name = source.name
+    target.input.extend(source.input)
+    target.output.extend(source.output)
+    target.value_info.extend(source.value_info)
+    target.sparse_initializer.extend(source.sparse_initializer)
+    known = {item.name for item in source.input}
+
+    def declare(name: str, tensor: TensorProto) -> None:
+        if name not in known:
+            target.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
+
+    for tensor in source.initializer:
+        if element_count(tensor) > LARGE:
+            declare(tensor.name, tensor)
+        else:
+            target.initializer.append(tensor)
+    for node in source.node:
+        value = attribute(node, "value") if node.op_type == "Constant" else None
+        if value is not None and element_count(value.t) > LARGE:
+            declare(node.output[0], value.t)
+        else:
+            target.node.append(node)
+    declared = {item.name for item in target.input}
+    stale = [i for i, item in enumerate(target.value_info) if item.name in declared]
+    for i in reversed(stale):
+        del target.value_info[i]
+    return light
+
+
+def element_count(tensor: TensorProto) -> int:
+    """How many elements a tensor has."""
+    count = 1
+    for size in tensor.dims:
+        count *= size
+    return count
+
+
+def type_shape(kind: TypeProto) -> tuple[Dimension, ...] | None:
+    """The dimensions of a tensor type: int, symbol or None each; None where the rank is not known."""
+    if not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+        return None
+    return tuple(
+        item.dim_value if item.HasField("dim_value") else (item.dim_param or None)
+        for item in kind.tensor_type.shape.dim
+    )
+
+
+@dataclass(frozen=True)
+class GraphIndex:
+    """A read-only view of a model's main graph. The model must not change while it is in use."""
+
+    model: ModelProto
+    nodes: tuple[NodeProto, ...]
+    producers: dict[str, int]
+    """tensor → position of the node that produces it"""
+    consumers: dict[str, tuple[int, ...]]
+    """tensor → positions of the nodes that list it as an input, once per input, in order"""
+    captured: dict[str, int]
+    """tensor → position of the node whose body reads it"""
+    initializers: dict[str, TensorProto]
+    sparse: frozenset[str]
+    inputs: frozenset[str]
+    """graph inputs that are not initialisers"""
+    outputs: frozenset[str]
+    opset: int
+
+    @classmethod
+    def of(cls, model: ModelProto) -> GraphIndex:
+        """Index ``model``; shapes are inferred on first use."""
+        graph = model.graph
+        nodes = tuple(graph.node)
+        producers: dict[str, int] = {}
+        consumers: dict[str, list[int]] = {}
+        captured: dict[str, int] = {}
+        for position, node in enumerate(nodes):
+            for name in node.output:
+                if name:
+                    producers[name] = position
+            for name in node.input:
+                if name:
+                    consumers.setdefault(name, []).append(position)
+            for body in subgraphs(node):
+                for name in captured_names(body):
+                    captured.setdefault(name, position)
+        initializers = {tensor.name: tensor for tensor in graph.initializer}
+        sparse = frozenset(item.values.name for item in graph.sparse_initializer)
+        return cls(
+            model=model,
+            nodes=nodes,
+            producers=producers,
+            consumers={name: tuple(found) for name, found in consumers.items()},
+            captured=captured,
+            initializers=initializers,
+            sparse=sparse,
+            inputs=frozenset(i.name for i in graph.input if i.name not in initializers) - sparse,
+            outputs=frozenset(item.name for item in graph.output),
+            opset=opset(model),
+        )
+
+    def producer(self, tensor: str) -> NodeProto | None:
+        """The node that produces a tensor, or None (inputs, initialisers)."""
+        position = self.producers.get(tensor)
+        return None if position is None else self.nodes[position]
+
+    def readers(self, tensor: str) -> tuple[int, ...]:
+        """Positions of the nodes that read a tensor's values, each once. Shape reads none: it is left out."""
+        found = dict.fromkeys(self.consumers.get(tensor, ()))
+        return tuple(position for position in found if self.nodes[position].op_type != "Shape")
+
+    def is_tensor(self, name: str) -> bool:
+        """Whether the name is that of an input or of a node's output."""
+        return name in self.producers or name in self.inputs
+
+    @cached_property
+    def types(self) -> dict[str, TypeProto]:
+        """The type of every tensor that is declared or can be inferred."""
+        light = without_large_weights(self.model)
+        for data_prop in (True, False):
+            try:
+                light = onnx.shape_inference.infer_shapes(light, data_prop=data_prop)
+                break
+            except Exception:  # inference is a help, not a judge; what is declared remains
+                continue
+        graph = light.graph
+        found = {i.name: i.type for part in (graph.value_info, graph.output, graph.input) for i in part}
+        for name, tensor in self.initializers.items():
+            found[name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+        return found
+
+    def shape(self, tensor: str) -> tuple[Dimension, ...] | None:
+        """The tensor's dimensions, or None where its rank is not known."""
+        kind = self.types.get(tensor)
+        return None if kind is None else type_shape(kind)

@@ -1,0 +1,56 @@
+"""How a model was grown, kept in the model itself: JSON in its metadata, under ``onnx_compnet.*``."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from onnx import ModelProto
+
+from onnx_compnet.errors import ModelError
+from onnx_compnet.version import __version__
+
+VERSION_KEY = "onnx_compnet.version"
+GROWTHS_KEY = "onnx_compnet.growths"
+
+
+def read(model: ModelProto) -> list[dict[str, Any]]:
+    """What was written about each growth, the oldest first; [] for a model that was never grown.
+
+    Raises:
+        ModelError: the metadata is there, but is not what ``write`` wrote.
+    """
+    text = next((item.value for item in model.metadata_props if item.key == GROWTHS_KEY), None)
+    if text is None:
+        return []
+    try:
+        growths = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ModelError(
+            f"the model's metadata '{GROWTHS_KEY}' is not JSON ({error}); remove it or take the original file"
+        ) from None
+    if not isinstance(growths, list) or not all(isinstance(item, dict) for item in growths):
+        raise ModelError(
+            f"the model's metadata '{GROWTHS_KEY}' is no list of growths; remove it or take the original file"
+        )
+    return growths
+
+
+def write(model: ModelProto, growths: list[dict[str, Any]]) -> None:
+    """Append ``growths`` to what the model says of its growths. Edits ``model``: pass a copy of one's own.
+
+    Raises:
+        ModelError: see ``read``.
+        ValueError: a value is not JSON (NaN and infinity are not).
+    """
+    text = json.dumps([*read(model), *growths], ensure_ascii=False, allow_nan=False, sort_keys=True)
+    _set(model, VERSION_KEY, __version__)
+    _set(model, GROWTHS_KEY, text)
+
+
+def _set(model: ModelProto, key: str, value: str) -> None:
+    for item in model.metadata_props:
+        if item.key == key:
+            item.value = value
+            return
+    model.metadata_props.add(key=key, value=value)

@@ -1,0 +1,298 @@
+"""Putting a new layer into a model: in front of a site's readers, which get new weights.
+
+The nodes around the site are cut out into a small model, edited there with onnx-graphsurgeon, and put back
+into a copy of the parent. onnx-graphsurgeon sees no other part of the model, so nothing else can change.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto
+
+from onnx_compnet.errors import UsageError, VerificationError
+from onnx_compnet.graph.edits import Edits
+from onnx_compnet.graph.emission import RESULT, SOURCE, emit
+from onnx_compnet.graph.flatten import resized_target
+from onnx_compnet.graph.index import GraphIndex, float_attribute, int_attribute
+from onnx_compnet.graph.structures import Reader, Site
+from onnx_compnet.graph.survey import survey
+from onnx_compnet.graph.weights import bias_slot, find_constant, integers, usage
+from onnx_compnet.layers import Array, CandidateLayer, ConvGeometry, NewLayers
+
+
+@dataclass(frozen=True)
+class Spliced:
+    """The child, and for each reader the parent's and the child's tensor that should agree."""
+
+    model: ModelProto
+    targets: tuple[tuple[str, str], ...]
+
+
+def splice(model: ModelProto, site: Site, layers: NewLayers, label: str) -> Spliced:
+    """A copy of ``model`` with ``layers.layer`` at ``site`` and the readers' weights replaced.
+
+    W1 is (Dn, D1, *kernel) or (Dn, D1); ``layers.readers`` follow ``site.linear``, each W2 (Dn·taps, D2).
+    New nodes and tensors are called "compnet/<label>/…". Readers keep their names, attributes and outputs.
+    (Only a Gemm whose alpha or beta is 0 gets 1 instead: no weight could pass through it.)
+
+    Raises:
+        UsageError: the site is not one of this model, or the layers do not fit it.
+        UnsupportedError: the model's opset can't express the activation.
+        VerificationError: the weights are not finite in the model's dtype, or the result is not consistent.
+    """
+    found = survey(model)
+    if found.sites.get(site.tensor) != replace(site, name=""):
+        raise UsageError(f"the site '{site.name}' is not one of this model; take it from find_sites(model)")
+    _check_shapes(site, layers)
+    surgery = _Surgery(found.index, site, label)
+    surgery.insert(_cast_layer(layers.layer, site))
+    for number, (reader, weights) in enumerate(zip(site.linear, layers.readers, strict=True)):
+        surgery.rewire(number, reader, _cast(weights.W2, site), _cast(weights.b2, site))
+    child = surgery.finish()
+    return Spliced(child, tuple((reader.output, reader.output) for reader in site.linear))
+
+
+# ---------------------------------------------------------------- preconditions
+
+
+def _check_shapes(site: Site, layers: NewLayers) -> None:
+    layer = layers.layer
+    wanted: tuple[object, ...] = (site.kind, site.channel_axis if site.kind == "gemm" else layer.channel_axis)
+    if (layer.kind, layer.channel_axis) != wanted:
+        raise UsageError(f"site '{site.name}' needs a layer of kind {wanted[0]}, channel axis {wanted[1]}")
+    axes = 2 + (len(site.spatial) if site.kind == "conv" else 0)
+    if layer.W1.ndim != axes or layer.W1.shape[1] != site.channels or not layer.W1.shape[0]:
+        kernel = ", *kernel" if site.kind == "conv" else ""
+        raise UsageError(
+            f"W1 has the shape {layer.W1.shape}; site '{site.name}' needs (neurons, {site.channels}{kernel})"
+        )
+    neurons = layer.W1.shape[0]
+    if layer.b1.shape != (neurons,):
+        raise UsageError(f"b1 has the shape {layer.b1.shape}; it must be ({neurons},)")
+    if len(layers.readers) != len(site.linear):
+        raise UsageError(
+            f"site '{site.name}' has {len(site.linear)} readers, weights came for {len(layers.readers)}"
+        )
+    for reader, weights in zip(site.linear, layers.readers, strict=True):
+        wanted_shape = (neurons * reader.geometry.taps, reader.features)
+        if weights.W2.shape != wanted_shape or weights.b2.shape != wanted_shape[1:]:
+            raise UsageError(
+                f"the weights of reader '{reader.node}' have the shapes {weights.W2.shape} and "
+                f"{weights.b2.shape}; they must be {wanted_shape}, {wanted_shape[1:]}"
+            )
+
+
+def _cast(values: Array, site: Site) -> Array:
+    with np.errstate(over="ignore"):
+        cast = np.ascontiguousarray(values, np.dtype(site.dtype))
+    if not np.isfinite(cast).all():
+        raise VerificationError(
+            f"the new weights at site '{site.name}' are not finite in {site.dtype}; use more data or ridge"
+        )
+    return cast
+
+
+def _cast_layer(layer: CandidateLayer, site: Site) -> CandidateLayer:
+    return replace(layer, W1=_cast(layer.W1, site), b1=_cast(layer.b1, site))
+
+
+# ---------------------------------------------------------------- the surgery
+
+
+class _Surgery:
+    """One edit: the region as a graphsurgeon graph, and what is to change elsewhere in the child."""
+
+    def __init__(self, index: GraphIndex, site: Site, label: str) -> None:
+        self.index, self.site = index, site
+        self.edits = Edits(index, label)
+        self.base = self.edits.base
+        self.dtype = np.dtype(site.dtype)
+        self.neurons = 0
+        self.resized: set[int] = set()
+        self.positions = sorted(
+            {
+                position
+                for reader in site.linear
+                for position in (*reader.between, reader.index, reader.add_index)
+                if position is not None
+            }
+        )
+        self.region = gs.import_onnx(_cut_out(index, self.positions))
+        self.old: dict[int, gs.Node] = dict(zip(self.positions, self.region.nodes, strict=True))
+        self.after: dict[int, list[gs.Node]] = {}
+        self.first: list[gs.Node] = []
+        self.source = self.region.tensors()[site.tensor]
+
+    # ------------------------------------------------------------ the new layer
+
+    def insert(self, layer: CandidateLayer) -> None:
+        """Lnew and its activation; the nodes that read the site read the result."""
+        self.neurons = layer.W1.shape[0]
+        result = self._activate(self._linear(layer), layer)
+        starts = {reader.between[0] if reader.between else reader.index for reader in self.site.linear}
+        for position in starts:
+            assert self.old[position].inputs[0] is self.source
+            self.old[position].inputs[0] = result
+
+    def _linear(self, layer: CandidateLayer) -> gs.Variable:
+        W1, b1 = layer.W1, layer.b1
+        if layer.kind == "conv":
+            kernel = W1.shape[2:]
+            begin = [(size - 1) // 2 for size in kernel]
+            pads = begin + [size - 1 - first for size, first in zip(kernel, begin, strict=True)]
+            ones = [1] * len(kernel)
+            attributes = {
+                "kernel_shape": list(kernel),
+                "strides": ones,
+                "dilations": ones,
+                "pads": pads,
+                "group": 1,
+            }
+            weights = [self._constant("Conv.weight", W1), self._constant("Conv.bias", b1)]
+            return self._node("Conv", [self.source, *weights], attributes)
+        if layer.kind == "gemm" and layer.channel_axis == 0:
+            # t and x hold the channels on axis 0, so the weight has to stand on the left.
+            weight, bias = self._constant("Gemm.weight", W1), self._constant("Gemm.bias", b1.reshape(-1, 1))
+            return self._node("Gemm", [weight, self.source, bias], {})
+        if layer.kind == "gemm":
+            weight, bias = self._constant("Gemm.weight", W1), self._constant("Gemm.bias", b1)
+            return self._node("Gemm", [self.source, weight, bias], {"transB": 1})
+        product = self._node("MatMul", [self.source, self._constant("MatMul.weight", W1.T)], {})
+        return self._node("Add", [product, self._constant("MatMul.bias", b1)], {})
+
+    def _activate(self, x: gs.Variable, layer: CandidateLayer) -> gs.Variable:
+        trailing = len(self.site.spatial) if layer.kind == "conv" else int(layer.channel_axis == 0)
+        emission = emit(layer.activation, self.index.opset, self.neurons, trailing, self.site.dtype)
+        known: dict[str, gs.Tensor] = {SOURCE: x, "": gs.Variable.empty()}
+        for key, value in emission.constants.items():
+            known[key] = self._constant(f"{layer.activation.name}.{key}", value)
+        for node in emission.nodes:
+            inputs = [known[name] for name in node.inputs]
+            known[node.output] = self._node(node.op_type, inputs, dict(node.attributes))
+        return known[RESULT]
+
+    def _node(self, op: str, inputs: list[gs.Tensor], attributes: dict[str, Any]) -> gs.Variable:
+        name = self.edits.fresh(op)
+        output = gs.Variable(f"{name}_output")
+        self.first.append(gs.Node(op, name, attributes, inputs, [output]))
+        return output
+
+    def _constant(self, name: str, values: NDArray[Any]) -> gs.Constant:
+        return gs.Constant(self.edits.fresh(name), np.ascontiguousarray(values))
+
+    # ------------------------------------------------------------ the readers
+
+    def rewire(self, number: int, reader: Reader, W2: Array, b2: Array) -> None:
+        """One reader's new weights, bias, and Reshape targets on the way to it."""
+        own = f"reader_{number}"
+        node = self.index.nodes[reader.index]
+        weight, bias = self._native(reader, node, W2, b2)
+        source = find_constant(self.index, node.input[1])
+        assert source is not None
+        self.edits.set_constant(source, weight)
+        for position in reader.between:
+            self._resize(position, reader.geometry.taps, f"{own}.shape_{position}")
+        if reader.op_type != "MatMul":
+            self._set_bias(self.old[reader.index], 2, bias, f"{own}.bias")
+        elif reader.add_index is not None:
+            slot = bias_slot(self.index, reader)
+            self._set_bias(self.old[reader.add_index], slot, bias, f"{own}.bias")
+        else:
+            self._add_bias(reader, bias, own)
+
+    def _native(self, reader: Reader, node: NodeProto, W2: Array, b2: Array) -> tuple[Array, Array]:
+        """The weights as the node wants them, alpha, beta and transB undone."""
+        if isinstance(reader.geometry, ConvGeometry):
+            return W2.T.reshape(reader.features, self.neurons, *reader.geometry.kernel), b2
+        if reader.op_type == "MatMul":
+            return W2, b2
+        scales = []
+        for key in ("alpha", "beta"):
+            scale = float_attribute(node, key, 1.0)
+            if scale == 0.0:
+                self.edits.set_float(reader.index, key, 1.0)
+                scale = 1.0
+            scales.append(self.dtype.type(scale))
+        weight, bias = W2 / scales[0], b2 / scales[1]
+        return (weight.T if int_attribute(node, "transB", 0) else weight), bias
+
+    def _set_bias(self, node: gs.Node, slot: int, bias: Array, name: str) -> None:
+        present = node.inputs[slot].name if slot < len(node.inputs) else ""
+        source = find_constant(self.index, present) if present else None
+        if source is not None and usage(self.index, source).count == 1:
+            same_size = int(np.prod(source.dims)) == bias.size
+            self.edits.set_constant(source, bias.reshape(source.dims) if same_size else bias)
+            return
+        if source is not None and int(np.prod(source.dims)) == bias.size:
+            bias = bias.reshape(source.dims)
+        constant = self._constant(name, bias)
+        if slot < len(node.inputs):
+            node.inputs[slot] = constant
+        else:
+            node.inputs.append(constant)
+
+    def _add_bias(self, reader: Reader, bias: Array, own: str) -> None:
+        """A MatMul without bias: an Add behind it takes over the name of its output."""
+        product = self.old[reader.index]
+        (output,) = product.outputs
+        inner = gs.Variable(self.edits.fresh(f"{own}.product"))
+        product.outputs = [inner]
+        constant = self._constant(f"{own}.bias", bias)
+        add = gs.Node("Add", self.edits.fresh(f"{own}.Add"), {}, [inner, constant], [output])
+        self.after.setdefault(reader.index, []).append(add)
+
+    def _resize(self, position: int, taps: int, name: str) -> None:
+        node = self.index.nodes[position]
+        flat = node.op_type != "Squeeze"  # a Squeeze leaves the channels by themselves
+        self.edits.resize_axis(node.output[0], 1, self.neurons * taps if flat else self.neurons)
+        if node.op_type != "Reshape" or position in self.resized:
+            return
+        self.resized.add(position)
+        target = integers(self.index, node.input[1])
+        resized = None if target is None else resized_target(target, self.neurons * taps)
+        if resized is not None:
+            self.old[position].inputs[1] = self._constant(name, np.array(resized, np.int64))
+
+    # ------------------------------------------------------------ putting it back
+
+    def finish(self) -> ModelProto:
+        """The child."""
+        behind = [node for nodes in self.after.values() for node in nodes]
+        self.region.nodes.extend([*self.first, *behind])
+        nodes: list[gs.Node] = list(self.region.nodes)
+        exported = gs.export_onnx(self.region, do_type_check=False).graph
+        proto = {id(node): item for node, item in zip(nodes, exported.node, strict=True)}
+        return self.edits.apply(
+            before=self.positions[0],
+            new=[proto[id(node)] for node in self.first],
+            behind={position: [proto[id(n)] for n in nodes] for position, nodes in self.after.items()},
+            edges={position: proto[id(node)] for position, node in self.old.items()},
+            initializers=list(exported.initializer),
+        )
+
+
+def _cut_out(index: GraphIndex, positions: list[int]) -> ModelProto:
+    """The nodes at ``positions`` as a model of their own; whatever they read from outside is its input."""
+    nodes = []
+    for position in positions:
+        node = NodeProto()
+        node.CopyFrom(index.nodes[position])
+        del node.attribute[:]  # attributes are not edited here, and come back untouched with the original
+        nodes.append(node)
+    produced = {name for node in nodes for name in node.output}
+    read = dict.fromkeys(name for node in nodes for name in node.input if name and name not in produced)
+    used = {name for node in nodes for name in node.input}
+    graph = onnx.helper.make_graph(
+        nodes,
+        "region",
+        [onnx.helper.make_empty_tensor_value_info(name) for name in read],
+        [onnx.helper.make_empty_tensor_value_info(n) for n in produced if n not in used],
+    )
+    opset = onnx.helper.make_opsetid("", index.opset)
+    return onnx.helper.make_model(graph, opset_imports=[opset], ir_version=index.model.ir_version)

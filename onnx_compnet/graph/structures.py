@@ -1,0 +1,70 @@
+"""What the graph room hands out: plain frozen data, no live graph objects."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from onnx_compnet.layers import Activation, Dimension, Geometry, LayerKind
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A linear layer that reads a site, and where it stands in the graph.
+
+    ``node`` is its name (its output's name when it has none), ``index`` its position in ``graph.node``,
+    ``input`` the tensor it reads itself (the site, or behind a Flatten). ``output`` is the tensor y that is
+    compared: for a MatMul with a bias that of the Add at ``add_index``. ``features`` is D2. ``between`` holds
+    the positions of the Flatten, Reshape or Squeeze nodes from the site to the reader, the site's side first.
+    """
+
+    node: str
+    op_type: str
+    index: int
+    input: str
+    output: str
+    features: int
+    geometry: Geometry
+    add_index: int | None = None
+    between: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Site:
+    """A tensor in front of which a new layer can be put: all that read its values are linear layers.
+
+    ``channels`` is D1, on axis ``channel_axis``; ``kind`` that of the new layer. ``activation`` is the one in
+    front of the tensor, behind pooling and normalisation (relu where there is none). ``spatial`` holds the
+    dimensions after the channels of a "conv" site, () otherwise. ``name`` always resolves to this site.
+    """
+
+    name: str
+    tensor: str
+    kind: LayerKind
+    channels: int
+    linear: tuple[Reader, ...]
+    activation: Activation
+    spatial: tuple[Dimension, ...]
+    rank: int | None
+    dtype: Literal["float32", "float64", "float16"]
+    channel_axis: int
+    mode: Literal["replace"] = "replace"
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The names of the nodes that read the site."""
+        return tuple(reader.node for reader in self.linear)
+
+    @property
+    def max_taps(self) -> int:
+        """The largest q among the readers: columns that one channel takes in a row."""
+        return max(reader.geometry.taps for reader in self.linear)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A linear node in front of which nothing can be grown, and why."""
+
+    name: str
+    op_type: str
+    reason: str

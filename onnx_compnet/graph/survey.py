@@ -1,0 +1,220 @@
+"""One look at a whole model: which tensors are sites, which are not, and which linear nodes are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from onnx import ModelProto
+
+from onnx_compnet.graph.activations import match_backward
+from onnx_compnet.graph.flatten import RESHAPING
+from onnx_compnet.graph.index import GraphIndex, describe, label, nodes_within, subgraphs
+from onnx_compnet.graph.readers import Candidate, NotAReaderError, candidates, is_linear
+from onnx_compnet.graph.structures import Refusal, Site
+from onnx_compnet.graph.weights import find_constant
+from onnx_compnet.layers import Activation, ConvGeometry, Dimension, LayerKind
+
+# What may stand between an activation and the site it belongs to.
+_IN_FRONT = frozenset(
+    (
+        *("MaxPool", "AveragePool", "LpPool", "GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool"),
+        *("BatchNormalization", "InstanceNormalization", "GroupNormalization", "LRN", "Dropout", "Identity"),
+        *("ReduceMean", "ReduceMax", "Pad"),
+        *RESHAPING,
+    )
+)
+_NEEDS_BLOCK = " (growing there needs mode block, which this version does not have)"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The sites by tensor (without names as yet), why other tensors are none, and the refusals."""
+
+    index: GraphIndex
+    sites: dict[str, Site]
+    blocked: dict[str, str]
+    refusals: tuple[Refusal, ...]
+    reasons: dict[int, str]
+    """position of a linear node that can't be a reader anywhere → why"""
+
+    def why_not(self, tensor: str) -> str:
+        """Why a tensor is not a site, as the rest of a sentence that starts with the tensor."""
+        if tensor in self.blocked:
+            return self.blocked[tensor]
+        obstacle = _obstacle(self.index, tensor, frozenset(), self.reasons)
+        return obstacle or "is not read by a linear layer"
+
+
+def survey(model: ModelProto) -> Survey:
+    """Look at every linear node of the model, and at every tensor that one reads."""
+    index = GraphIndex.of(model)
+    found: dict[str, list[Candidate]] = {}
+    reasons: dict[int, str] = {}
+    linear = [i for i, node in enumerate(index.nodes) if is_linear(node)]
+    tensors_of: dict[int, list[str]] = {}
+    for position in linear:
+        try:
+            reads = candidates(index, position)
+        except NotAReaderError as error:
+            reasons[position] = str(error)
+            continue
+        tensors_of[position] = [candidate.tensor for candidate in reads]
+        for candidate in reads:
+            found.setdefault(candidate.tensor, []).append(candidate)
+    sites: dict[str, Site] = {}
+    blocked: dict[str, str] = {}
+    for tensor, reads in found.items():
+        reason = _why_blocked(index, tensor, reads, reasons)
+        if reason is None:
+            sites[tensor] = _site(index, tensor, reads)
+        else:
+            blocked[tensor] = reason
+    order = _graph_order(index)
+    sites = {tensor: sites[tensor] for tensor in sorted(sites, key=lambda name: order.get(name, -1))}
+    refused = list(_refusals(index, linear, tensors_of, reasons, sites, blocked))
+    return Survey(index, sites, blocked, (*refused, *_refused_inside(model)), reasons)
+
+
+def _refusals(
+    index: GraphIndex,
+    linear: list[int],
+    tensors_of: dict[int, list[str]],
+    reasons: dict[int, str],
+    sites: dict[str, Site],
+    blocked: dict[str, str],
+) -> Iterator[Refusal]:
+    for position in linear:
+        node = index.nodes[position]
+        tensors = tensors_of.get(position)
+        if tensors is None:
+            yield Refusal(label(node), node.op_type, reasons[position])
+        elif not any(tensor in sites for tensor in tensors):
+            tensor = tensors[0]
+            yield Refusal(label(node), node.op_type, f"its input '{tensor}' {blocked[tensor]}")
+
+
+def _refused_inside(model: ModelProto) -> Iterator[Refusal]:
+    """Linear nodes in bodies and local functions."""
+    functions = {(item.domain, item.name) for item in model.functions}
+    for outer in model.graph.node:
+        for body in subgraphs(outer):
+            for node in nodes_within(body):
+                if is_linear(node):
+                    reason = f"it lies in a body of {describe(outer)}, where nothing can be grown"
+                    yield Refusal(label(node), node.op_type, reason)
+    for function in model.functions:
+        called = f"the local function {function.domain}:{function.name}"
+        for top in function.node:
+            inner = [top, *(node for body in subgraphs(top) for node in nodes_within(body))]
+            for node in inner:
+                if is_linear(node) and (node.domain, node.op_type) not in functions:
+                    reason = f"it lies in {called}; inline the model first (onnx.inliner)"
+                    yield Refusal(label(node), node.op_type, reason)
+
+
+# ---------------------------------------------------------------- is it a site?
+
+
+def _why_blocked(
+    index: GraphIndex, tensor: str, reads: list[Candidate], reasons: dict[int, str]
+) -> str | None:
+    covered = frozenset(position for item in reads for position in (item.reader.index, *item.reader.between))
+    obstacle = _obstacle(index, tensor, covered, reasons)
+    if obstacle is not None:
+        return obstacle
+    for item in reads:
+        for position in item.reader.between:
+            inner = index.nodes[position].output[0]
+            shapes = [i for i in index.consumers.get(inner, ()) if index.nodes[i].op_type == "Shape"]
+            obstacle = _obstacle(index, inner, covered, reasons)
+            if shapes:
+                obstacle = f"is read by {describe(index.nodes[shapes[0]])}"
+            if obstacle is not None:
+                return f"leads to '{inner}', which {obstacle}"
+    first = reads[0]
+    for other in reads[1:]:
+        for what in ("channel_axis", "channels", "dtype"):
+            mine, theirs = getattr(first, what), getattr(other, what)
+            if mine != theirs:
+                return (
+                    f"is read by '{first.reader.node}' and '{other.reader.node}', "
+                    f"which disagree on its {what.replace('_', ' ')} ({mine} and {theirs})"
+                )
+    return None
+
+
+def _obstacle(index: GraphIndex, tensor: str, covered: frozenset[int], reasons: dict[int, str]) -> str | None:
+    """What keeps a tensor from being read by the ``covered`` nodes alone."""
+    if tensor in index.outputs:
+        return f"is an output of the model{_NEEDS_BLOCK}"
+    if tensor in index.captured:
+        return f"is read in a body of {describe(index.nodes[index.captured[tensor]])}"
+    if find_constant(index, tensor) is not None:
+        return "is a constant"
+    reading = index.readers(tensor)
+    if not reading:
+        return "is read by nothing"
+    for position in reading:
+        if position in covered:
+            continue
+        node = index.nodes[position]
+        if is_linear(node):
+            reason = reasons.get(position)
+            return f"is read by {describe(node)}" + (f": {reason}" if reason else ", not as its data")
+        if node.op_type in RESHAPING:
+            return f"is read by {describe(node)}, which does not flatten it for linear layers alone"
+        return f"is read by {describe(node)}, which is not a linear layer{_NEEDS_BLOCK}"
+    return None
+
+
+# ---------------------------------------------------------------- what the site is like
+
+
+def _site(index: GraphIndex, tensor: str, reads: list[Candidate]) -> Site:
+    first = reads[0]
+    shape = index.shape(tensor)
+    rank = None if shape is None else len(shape)
+    spatial: tuple[Dimension, ...] = ()
+    kind: LayerKind = "matmul"
+    if first.spatial:
+        kind = "conv"
+        convs = [item.reader.geometry for item in reads if isinstance(item.reader.geometry, ConvGeometry)]
+        spatial = shape[2:] if shape is not None else (None,) * len(convs[0].kernel)
+        rank = 2 + len(spatial)
+    elif rank == 2 or any(item.reader.op_type == "Gemm" for item in reads):
+        kind, rank = "gemm", 2
+    return Site(
+        name="",
+        tensor=tensor,
+        kind=kind,
+        channels=first.channels,
+        linear=tuple(item.reader for item in reads),
+        activation=_activation_in_front(index, tensor),
+        spatial=spatial,
+        rank=rank,
+        dtype=first.dtype,
+        channel_axis=first.channel_axis,
+    )
+
+
+def _activation_in_front(index: GraphIndex, tensor: str) -> Activation:
+    while True:
+        match = match_backward(index, tensor)
+        if match is not None:
+            return match.activation
+        node = index.producer(tensor)
+        if node is None or node.op_type not in _IN_FRONT or not node.input:
+            return Activation("relu")
+        tensor = node.input[0]
+
+
+def _graph_order(index: GraphIndex) -> dict[str, int]:
+    inputs = {item.name: slot for slot, item in enumerate(index.model.graph.input)}
+    offset = len(inputs)
+    order = dict(inputs)
+    for position, node in enumerate(index.nodes):
+        for name in node.output:
+            if name:
+                order[name] = offset + position
+    return order

@@ -1,0 +1,140 @@
+"""Small models from text, and new layers that must not change what a model computes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import ModelProto, numpy_helper, parser
+from onnx.reference import ReferenceEvaluator
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented
+
+from onnx_compnet.graph.index import GraphIndex, nodes_within
+from onnx_compnet.graph.readers import LINEAR_OPS
+from onnx_compnet.graph.sites import Site, find_sites, refusals
+from onnx_compnet.graph.weights import reader_weights
+from onnx_compnet.layers import Activation, CandidateLayer, NewLayers, ReaderWeights
+
+# h(z) − h(−z) = κ·z
+PAIRS = {
+    "relu": 1.0,
+    "leaky_relu": 1.01,
+    "prelu": 1.25,
+    "gelu": 1.0,
+    "gelu_tanh": 1.0,
+    "silu": 1.0,
+    "hardswish": 1.0,
+    "softplus": 1.0,
+}
+
+
+def build(
+    text: str, *, opset: int = 17, ir: int = 8, seed: int = 0, **weights: tuple[int, ...]
+) -> ModelProto:
+    """A model from ``g (…) => (…) { … }``; ``weights`` become random float32 initialisers of these shapes."""
+    head = f'<ir_version: {ir}, opset_import: ["": {opset}, "com.microsoft": 1]>\n'
+    model = parser.parse_model(head + text)
+    rng = np.random.default_rng(seed)
+    for name, shape in weights.items():
+        values = (rng.standard_normal(shape) * 0.5).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(values, name))
+        if ir < 4:
+            model.graph.input.append(onnx.helper.make_tensor_value_info(name, 1, list(shape)))
+    return model
+
+
+def rename(model: ModelProto, **names: str) -> ModelProto:
+    """Give nodes and tensors names that the text format can't write; edits and returns ``model``."""
+    graph = model.graph
+    for node in graph.node:
+        node.name = names.get(node.name, node.name)
+        for part in (node.input, node.output):
+            part[:] = [names.get(item, item) for item in part]
+    for items in (graph.initializer, graph.input, graph.output, graph.value_info):
+        for item in items:
+            item.name = names.get(item.name, item.name)
+    return model
+
+
+def as_type(model: ModelProto, elem_type: int) -> ModelProto:
+    """A copy with every float32 of the model in another float type."""
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(elem_type)
+    for tensor in copy.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), tensor.name))
+    for items in (copy.graph.input, copy.graph.output, copy.graph.value_info):
+        for item in items:
+            if item.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+                item.type.tensor_type.elem_type = elem_type
+    return copy
+
+
+def feeds_for(model: ModelProto, samples: int = 3, seed: int = 1) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    known = {tensor.name for tensor in model.graph.initializer}
+    feeds = {}
+    for item in model.graph.input:
+        if item.name in known:
+            continue
+        kind = item.type.tensor_type
+        shape = [size.dim_value or samples for size in kind.shape.dim]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+        feeds[item.name] = rng.standard_normal(shape).astype(dtype)
+    return feeds
+
+
+def run(model: ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except NotImplemented:  # float64 Conv, for one
+        names = [item.name for item in model.graph.output]
+        return dict(zip(names, ReferenceEvaluator(model).run(names, feeds), strict=True))
+    names = [item.name for item in session.get_outputs()]
+    return dict(zip(names, session.run(names, feeds), strict=True))
+
+
+def pair_layers(model: ModelProto, site: Site, activation: str = "relu", kernel: int = 3) -> NewLayers:
+    """2·D1 neurons, t and −t, and readers that take them together again: the function must not change."""
+    dtype = np.dtype(site.dtype)
+    D1 = site.channels
+    signs = np.concatenate([np.eye(D1), -np.eye(D1)]).astype(dtype)
+    W1 = signs
+    if site.kind == "conv":
+        axes = len(site.spatial)
+        W1 = np.zeros((2 * D1, D1) + (kernel,) * axes, dtype)
+        W1[(..., *((kernel - 1) // 2,) * axes)] = signs
+    layer = CandidateLayer(
+        site.kind, Activation(activation), W1, np.zeros(2 * D1, dtype), channel_axis=site.channel_axis
+    )
+    index = GraphIndex.of(model)
+    readers = []
+    for reader in site.linear:
+        weights = reader_weights(index, reader)
+        half = weights.W2 / PAIRS[activation]
+        readers.append(ReaderWeights(np.concatenate([half, -half]).astype(dtype), weights.b2.astype(dtype)))
+    return NewLayers(layer, tuple(readers))
+
+
+def linear_nodes(model: ModelProto) -> list[str]:
+    """The name (or first output) of every linear node, in bodies and functions too."""
+    found = [*nodes_within(model.graph)]
+    for function in model.functions:
+        for node in function.node:
+            found.append(node)
+            for item in node.attribute:
+                found += nodes_within(item.g)
+    return [node.name or node.output[0] for node in found if node.op_type in LINEAR_OPS]
+
+
+def check_accounted(model: ModelProto) -> None:
+    """Every linear node is a reader of a site, or refused with a reason; never both."""
+    read = {name for site in find_sites(model) for name in site.readers}
+    refused = {item.name for item in refusals(model)}
+    assert set(linear_nodes(model)) == read | refused
+    assert not read & refused
+    assert all(len(item.reason) > 10 for item in refusals(model))

@@ -1,0 +1,404 @@
+"""Small models that hold each situation the graph room must understand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+from graph_tools import as_type, build
+from onnx import ModelProto, numpy_helper
+
+
+def conv(axes: int, attributes: str = "", bias: bool = True, opset: int = 17) -> ModelProto:
+    """Conv → Relu → Conv with ``attributes``."""
+    size = ", ".join(["9"] * axes)
+    b = ", b" if bias else ""
+    weights = {"w0": (4, 2) + (3,) * axes, "w": (3, 4) + (3,) * axes}
+    if bias:
+        weights["b"] = (3,)
+    return build(
+        f"g (float[N,2,{size}] x) => (float[N,3,{','.join('abc'[:axes])}] y) "
+        f"{{ c = Conv(x, w0) t = Relu(c) y = Conv{attributes}(t, w{b}) }}",
+        opset=opset,
+        **weights,
+    )
+
+
+def gemm(attributes: str = "", c: str = "", opset: int = 17) -> ModelProto:
+    """Gemm → Tanh → Gemm with ``attributes`` and a bias of shape ``c``."""
+    shape = {"": None, "scalar": (), "one": (1,), "vector": (3,), "row": (1, 3)}[c]
+    weights = {"w0": (5, 4), "b0": (4,), "w": (3, 4) if "transB" in attributes else (4, 3)}
+    if shape is not None:
+        weights["b"] = shape
+    bias = ", b" if shape is not None else ""
+    body = "h = Gemm(x, w0, b0) t = Tanh(h)"
+    if "transA" in attributes:
+        body = "h0 = Gemm(x, w0, b0) h = Transpose<perm=[1,0]>(h0) t = Tanh(h)"
+    return build(
+        f"g (float[N,5] x) => (float[N,3] y) {{ {body} y = Gemm{attributes}(t, w{bias}) }}",
+        opset=opset,
+        **weights,
+    )
+
+
+def matmul(rank: int, bias: str = "", opset: int = 17) -> ModelProto:
+    """MatMul → Relu → MatMul (+ Add with the bias "left" or "right") on a tensor of that rank."""
+    lead = ", ".join(["N", "6", "2"][: rank - 1])
+    last = {"": "", "right": "y = Add(p, b)", "left": "y = Add(b, p)"}[bias]
+    product = "p" if bias else "y"
+    weights = {"w0": (5, 4), "w": (4, 3)} | ({"b": (3,)} if bias else {})
+    return build(
+        f"g (float[{lead},5] x) => (float[{lead},3] y) "
+        f"{{ h = MatMul(x, w0) t = Relu(h) {product} = MatMul(t, w) {last} }}",
+        opset=opset,
+        **weights,
+    )
+
+
+def flattened(how: str, opset: int = 17, size: int = 3, batch: str = "N") -> ModelProto:
+    """Conv → Relu → (t) → ``how`` (f = …) → Gemm."""
+    pool = "t = MaxPool<kernel_shape=[3,3]>(r)" if size == 1 else "t = Identity(r)"
+    return build(
+        f"g (float[{batch},2,5,5] x) => (float[{batch},3] y) "
+        f"{{ c = Conv(x, w0) r = Relu(c) {pool} {how} y = Gemm(f, w, b) }}",
+        opset=opset,
+        w0=(4, 2, 3, 3),
+        w=(4 * size * size, 3),
+        b=(3,),
+    )
+
+
+def _ints(values: str) -> str:
+    count = values.count(",") + 1
+    return f"s = Constant<value = int64[{count}] {{{values}}}>()"
+
+
+COMPUTED_TARGET = (
+    "sh = Shape(t) i = Constant<value = int64 {0}>() n = Gather<axis=0>(sh, i) "
+    "ax = Constant<value = int64[1] {0}>() u = Unsqueeze(n, ax) m = Constant<value = int64[1] {-1}>() "
+    "s = Concat<axis=0>(u, m) f = Reshape(t, s)"
+)
+FLATTENINGS: dict[str, Callable[[], ModelProto]] = {
+    "flatten": lambda: flattened("f = Flatten(t)"),
+    "flatten_axis": lambda: flattened("f = Flatten<axis=-3>(t)"),
+    "reshape_0_-1": lambda: flattened(_ints("0,-1") + " f = Reshape(t, s)"),
+    "reshape_-1_K": lambda: flattened(_ints("-1,36") + " f = Reshape(t, s)"),
+    "reshape_0_K": lambda: flattened(_ints("0,36") + " f = Reshape(t, s)"),
+    "reshape_1_K": lambda: flattened(_ints("1,36") + " f = Reshape(t, s)", batch="1"),
+    "reshape_N_K": lambda: flattened(_ints("2,36") + " f = Reshape(t, s)", batch="2"),
+    "reshape_N_-1": lambda: flattened(_ints("2,-1") + " f = Reshape(t, s)", batch="2"),
+    "reshape_0_0": lambda: flattened(_ints("0,0") + " f = Reshape(t, s)", size=1, batch="2"),
+    "reshape_computed": lambda: flattened(COMPUTED_TARGET),
+    "reshape_sliced": lambda: flattened(
+        "sh = Shape<start=0, end=1>(t) m = Constant<value = int64[1] {-1}>() "
+        "s = Concat<axis=0>(sh, m) f = Reshape(t, s)"
+    ),
+    "squeeze": lambda: flattened("ax = Constant<value = int64[2] {2,3}>() f = Squeeze(t, ax)", size=1),
+    "squeeze_attribute": lambda: flattened("f = Squeeze<axes=[2,3]>(t)", size=1, opset=11),
+    "squeeze_twice": lambda: flattened(
+        "g = Squeeze<axes=[3]>(t) f = Squeeze<axes=[-1]>(g)", size=1, opset=11
+    ),
+    "squeeze_flatten": lambda: flattened("g = Squeeze<axes=[3]>(t) f = Flatten(g)", size=1, opset=11),
+}
+
+CONVS: dict[str, Callable[[], ModelProto]] = {
+    **{f"conv{axes}d": lambda axes=axes: conv(axes) for axes in (1, 2, 3)},
+    **{f"conv2d_{opset}": lambda opset=opset: conv(2, opset=opset) for opset in (7, 11, 13, 21, 23)},
+    "conv_bare": lambda: conv(2, bias=False),
+    "conv_strided": lambda: conv(2, "<strides=[2,3], pads=[1,0,2,1]>"),
+    "conv_dilated": lambda: conv(1, "<dilations=[2]>"),
+    "conv_same_upper": lambda: conv(2, '<auto_pad="SAME_UPPER", strides=[2,2]>'),
+    "conv_same_lower": lambda: conv(2, '<auto_pad="SAME_LOWER", strides=[2,2]>'),
+    "conv_valid": lambda: conv(3, '<auto_pad="VALID">'),
+}
+GEMMS: dict[str, Callable[[], ModelProto]] = {
+    **{f"gemm_{opset}": lambda opset=opset: gemm(c="vector", opset=opset) for opset in (7, 9, 11, 13, 21)},
+    "gemm_bare": lambda: gemm(),
+    **{f"gemm_{c}": lambda c=c: gemm(c=c) for c in ("scalar", "one", "row")},
+    "gemm_transB": lambda: gemm("<transB=1>", "vector"),
+    "gemm_transA": lambda: gemm("<transA=1>", "vector"),
+    "gemm_transAB": lambda: gemm("<transA=1, transB=1, alpha=0.3>", "row"),
+    "gemm_alpha_beta": lambda: gemm("<alpha=0.5, beta=3.0>", "vector"),
+    "gemm_alpha_0": lambda: gemm("<alpha=0.0>", "vector"),
+    "gemm_beta_0": lambda: gemm("<beta=0.0>", "scalar"),
+}
+MATMULS: dict[str, Callable[[], ModelProto]] = {
+    f"matmul{rank}{bias}": lambda rank=rank, bias=bias: matmul(rank, bias)
+    for rank in (2, 3, 4)
+    for bias in ("", "left", "right")
+}
+
+
+def _constant_weights() -> ModelProto:
+    """Weights and biases from Constant nodes and behind Identity."""
+    model = build(
+        "g (float[N,4] x) => (float[N,2] y) {"
+        " c = Constant<value = float[4,3] {1,2,3,4,5,6,7,8,9,10,11,12}>() cb = Constant<value_floats=[1.0,2.0,3.0]>()"
+        " h = Gemm(x, c, cb) t = Relu(h) v = Identity(w) vv = Identity(v) vb = Identity(b) y = Gemm(t, vv, vb) }",
+        w=(3, 2),
+        b=(2,),
+    )
+    return onnx.shape_inference.infer_shapes(model)
+
+
+def _several_readers() -> ModelProto:
+    return build(
+        "g (float[N,2,6,6] x) => (float[N,3,6,6] a, float[N,5,4,4] b, float[N,2] c) {"
+        " h = Conv(x, w0) t = Relu(h) a = Conv(t, wa, ba) b = Conv<strides=[1,1]>(t, wb)"
+        " f = Flatten(t) c = Gemm(f, wc) }",
+        w0=(4, 2, 1, 1),
+        wa=(3, 4, 1, 1),
+        ba=(3,),
+        wb=(5, 4, 3, 3),
+        wc=(144, 2),
+    )
+
+
+def _attention() -> ModelProto:
+    return build(
+        "g (float[N,6,4] x) => (float[N,6,4] y) {"
+        " q0 = MatMul(x, wq) q = Add(q0, bq) k0 = MatMul(x, wk) k = Add(bk, k0) v = MatMul(x, wv)"
+        " kt = Transpose<perm=[0,2,1]>(k) s = MatMul(q, kt) p = Softmax<axis=-1>(s) o = MatMul(p, v)"
+        " y = MatMul(o, wo) }",
+        wq=(4, 4),
+        wk=(4, 4),
+        wv=(4, 4),
+        wo=(4, 4),
+        bq=(4,),
+        bk=(4,),
+    )
+
+
+def _shared_bias() -> ModelProto:
+    return build(
+        "g (float[N,4] x) => (float[N,4] y) { h = Gemm(x, w0, b) t = Relu(h) u = Gemm(t, w1, b)"
+        " s = Tanh(u) p = MatMul(s, w2) y = Add(p, b) }",
+        w0=(4, 4),
+        w1=(4, 4),
+        w2=(4, 4),
+        b=(4,),
+    )
+
+
+def _inputs_and_values() -> ModelProto:
+    """IR 3: initialisers are inputs; declared shapes of everything."""
+    model = build(
+        "g (float[N,2,5,5] x) => (float[N,3] y) {"
+        " c = Conv(x, w0) t = Relu(c) f = Flatten(t) p = MatMul(f, w) y = Add(p, b) }",
+        opset=8,
+        ir=3,
+        w0=(4, 2, 3, 3),
+        w=(36, 3),
+        b=(3,),
+    )
+    return onnx.shape_inference.infer_shapes(model)
+
+
+OTHERS: dict[str, Callable[[], ModelProto]] = {
+    "constants": _constant_weights,
+    "several_readers": _several_readers,
+    "attention": _attention,
+    "shared_bias": _shared_bias,
+    "ir3": _inputs_and_values,
+    "float64": lambda: as_type(conv(2), onnx.TensorProto.DOUBLE),
+    "float64_gemm": lambda: as_type(gemm("<alpha=0.3>", "vector"), onnx.TensorProto.DOUBLE),
+    "branches": lambda: build(
+        "g (float[N,2,6,6] x) => (float[N,2,6,6] y) { a = Conv(x, w0) r = Relu(a) b = Conv(r, w1) s = Add(b, x)"
+        " z = Relu(s) y = Conv(z, w2) }",
+        w0=(3, 2, 1, 1),
+        w1=(2, 3, 1, 1),
+        w2=(2, 2, 1, 1),
+    ),
+    # ONNX does not know the shape that onnxruntime's own op gives
+    "unknown_rank": lambda: build(
+        "g (float[N,6,5] x) => (float[N,6,3] y) { h = MatMul(x, w0) t = com.microsoft.Gelu(h) y = MatMul(t, w) }",
+        w0=(5, 4),
+        w=(4, 3),
+    ),
+    "unknown_rank_conv": lambda: build(
+        "g (float[N,2,5] x) => (float[N,3,5] y) { h = Conv(x, w0) t = com.microsoft.Gelu(h) y = Conv(t, w) }",
+        w0=(4, 2, 1),
+        w=(3, 4, 1),
+    ),
+    "matrix_bias": lambda: build(
+        "g (float[2,4] x) => (float[2,3] y) { t = Relu(x) p = MatMul(t, w) y = Add(p, b) }",
+        w=(4, 3),
+        b=(2, 3),
+    ),
+}
+
+
+WITH_SITES = {**CONVS, **GEMMS, **MATMULS, **FLATTENINGS, **OTHERS}
+
+
+def _quantised() -> ModelProto:
+    return build("g (uint8[N,4] x, uint8[4,3] w) => (int32[N,3] y) { y = MatMulInteger(x, w) }")
+
+
+def _subgraph() -> ModelProto:
+    return build(
+        "g (bool c, float[N,4] x) => (float[N,4] y) { t = Relu(x) y = If(c) <"
+        " then_branch = a () => (float[N,4] p) { p = MatMul(t, w) },"
+        " else_branch = b () => (float[N,4] q) { q = Identity(t) }> }",
+        w=(4, 4),
+    )
+
+
+def _function() -> ModelProto:
+    return onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17, "local": 1]>'
+        "g (float[N,4] x, float[4,4] w) => (float[N,4] y) { y = local.f(x, w) }"
+        '<domain: "local", opset_import: ["": 17]> f (a, b) => (c) { c = MatMul(a, b) }'
+    )
+
+
+def _bfloat16() -> ModelProto:
+    model = build("g (bfloat16[N,4] x) => (bfloat16[N,3] y) { t = Relu(x) y = MatMul(t, w) }")
+    values = np.ones((4, 3), np.float32)
+    model.graph.initializer.append(
+        onnx.helper.make_tensor("w", onnx.TensorProto.BFLOAT16, (4, 3), values.reshape(-1).tolist())
+    )
+    return model
+
+
+def _sparse() -> ModelProto:
+    model = build("g (float[N,4] x) => (float[N,3] y) { t = Relu(x) y = MatMul(t, w) }")
+    values = numpy_helper.from_array(np.ones(2, np.float32), "w")
+    indices = numpy_helper.from_array(np.array([0, 5], np.int64), "w_indices")
+    model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, indices, [4, 3]))
+    return model
+
+
+def _mismatched_axes() -> ModelProto:
+    return build(
+        "g (float[N,4,4] x) => (float[N,3,4] y, float[N,4,2] z) { t = Relu(x) y = Conv(t, w) z = MatMul(t, v) }",
+        w=(3, 4, 1),
+        v=(4, 2),
+    )
+
+
+# model, words of the reason
+REFUSED: dict[str, tuple[Callable[[], ModelProto], str]] = {
+    "grouped": (
+        lambda: build(
+            "g (float[N,4,5] x) => (float[N,4,5] y) { t = Relu(x) y = Conv<group=4>(t, w) }", w=(4, 1, 1)
+        ),
+        "depthwise",
+    ),
+    "transposed": (
+        lambda: build(
+            "g (float[N,4,5] x) => (float[N,3,5] y) { t = Relu(x) y = ConvTranspose(t, w) }", w=(4, 3, 1)
+        ),
+        "ConvTranspose",
+    ),
+    "quantised": (_quantised, "quantise"),
+    "left": (
+        lambda: build("g (float[4,N] x) => (float[3,N] y) { t = Relu(x) y = MatMul(w, t) }", w=(3, 4)),
+        "left",
+    ),
+    "left_gemm": (lambda: build("g (float[4,N] x) => (float[3,N] y) { y = Gemm(w, x) }", w=(3, 4)), "left"),
+    "batched": (
+        lambda: build("g (float[2,N,4] x) => (float[2,N,3] y) { t = Relu(x) y = MatMul(t, w) }", w=(2, 4, 3)),
+        "two axes",
+    ),
+    "shared": (
+        lambda: build(
+            "g (float[N,4] x) => (float[N,4] y) { h = MatMul(x, w) t = Relu(h) y = MatMul(t, w) }", w=(4, 4)
+        ),
+        "shared with MatMul",
+    ),
+    "shared_identity": (
+        lambda: build(
+            "g (float[N,4] x) => (float[N,4] y) { a = Identity(w) b = Identity(w) h = MatMul(x, a) t = Relu(h)"
+            " y = MatMul(t, b) }",
+            w=(4, 4),
+        ),
+        "shared with MatMul",
+    ),
+    "weight_output": (
+        lambda: build(
+            "g (float[N,4] x) => (float[N,4] y, float[4,4] w) { t = Relu(x) y = MatMul(t, w) }", w=(4, 4)
+        ),
+        "shared with a graph output",
+    ),
+    "computed": (
+        lambda: build(
+            "g (float[N,4] x) => (float[N,3] y) { t = Relu(x) v = Transpose(w) y = MatMul(t, v) }", w=(3, 4)
+        ),
+        "computed by Transpose",
+    ),
+    "input_weight": (
+        lambda: build("g (float[N,4] x, float[4,3] w) => (float[N,3] y) { t = Relu(x) y = MatMul(t, w) }"),
+        "graph input 'w'",
+    ),
+    "computed_conv": (
+        lambda: build(
+            "g (float[N,4,5] x) => (float[N,3,5] y) { v = Neg(w) t = Relu(x) y = Conv(t, v) }", w=(3, 4, 1)
+        ),
+        "computed by Neg",
+    ),
+    "row_varying": (
+        lambda: build(
+            "g (float[2,4] x) => (float[2,3] y) { t = Relu(x) y = Gemm(t, w, b) }", w=(4, 3), b=(2, 3)
+        ),
+        "row to row",
+    ),
+    "column_bias": (
+        lambda: build(
+            "g (float[2,4] x) => (float[2,3] y) { t = Relu(x) y = Gemm(t, w, b) }", w=(4, 3), b=(2, 1)
+        ),
+        "row to row",
+    ),
+    "computed_bias": (
+        lambda: build(
+            "g (float[2,4] x, float[3] b) => (float[2,3] y) { t = Relu(x) y = Gemm(t, w, b) }", w=(4, 3)
+        ),
+        "bias is the graph input",
+    ),
+    "old": (lambda: conv(1, opset=6), "opset 6"),
+    "axes": (_mismatched_axes, "disagree on its channel axis"),
+    "flatten_elsewhere": (
+        lambda: build(
+            "g (float[N,4,1,1] x) => (float[N,4,1,1] y, float[N,3] z) { t = Relu(x) y = Conv(t, w) f = Flatten(t)"
+            " u = Neg(f) z = Gemm(u, v) }",
+            w=(4, 4, 1, 1),
+            v=(4, 3),
+        ),
+        "read by Flatten 'f'",
+    ),
+    "residual": (
+        lambda: build(
+            "g (float[N,4] x) => (float[N,4] y) { t = Relu(x) a = MatMul(t, w) y = Add(a, t) }", w=(4, 4)
+        ),
+        "read by Add",
+    ),
+    "output": (
+        lambda: build(
+            "g (float[N,4] x) => (float[N,3] y, float[N,4] t) { t = Relu(x) y = MatMul(t, w) }", w=(4, 3)
+        ),
+        "output of the model",
+    ),
+    "captured": (
+        lambda: build(
+            "g (bool c, float[N,4] x) => (float[N,3] y, float[N,4] z) { t = Relu(x) y = MatMul(t, w) z = If(c) <"
+            " then_branch = a () => (float[N,4] p) { p = Neg(t) },"
+            " else_branch = b () => (float[N,4] q) { q = Identity(x) }> }",
+            w=(4, 3),
+        ),
+        "body of If",
+    ),
+    "subgraph": (_subgraph, "body of If"),
+    "function": (_function, "local function"),
+    "bfloat16": (_bfloat16, "float16"),
+    "sparse": (_sparse, "sparse"),
+    "constant_input": (
+        lambda: build("g (float[N,4] x) => (float[2,3] y) { y = MatMul(k, w) }", k=(2, 4), w=(4, 3)),
+        "is a constant",
+    ),
+    "fused": (
+        lambda: build("g (float[N,4] x) => (float[N,3] y) { y = com.microsoft.FusedMatMul(x, w) }", w=(4, 3)),
+        "com.microsoft",
+    ),
+    "vector": (lambda: build("g (float[4] x) => (float[3] y) { y = MatMul(x, w) }", w=(4, 3)), "vector"),
+}
