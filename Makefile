@@ -26,7 +26,7 @@ demo: $(RUNTIME)  ## grow models/lenet4.onnx by one layer, into demo/lenet5.onnx
 	$(BIN)/onnx-compnet grow models/lenet4.onnx --after conv1 --candidates 40 -o demo/lenet5.onnx --data models/fashion_mnist_calibration.npz --scale 1/255 --force
 
 test: $(DEV)  ## run the tests
-	$(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 lint: $(DEV)  ## style, types and import contracts
 	$(BIN)/ruff check .

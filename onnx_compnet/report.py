@@ -188,8 +188,8 @@ def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 def verdict_text(verdict: Verdict) -> str:
     """One line an output, and the answer."""
-    where = f"{verdict.samples} samples of {verdict.data}" + _random_note(verdict.random_data)
-    lines = [f"compared on {where}, on {verdict.device}", *comparison_lines(verdict.outputs)]
+    where = f"{verdict.samples} samples on {verdict.device}; data: {verdict.data}"
+    lines = [f"compared on {where}" + _random_note(verdict.random_data), *comparison_lines(verdict.outputs)]
     lines += [f"not compared (not a numeric tensor): {name}" for name in verdict.not_compared]
     lines += [f"FAILED  {failure}" for failure in verdict.failures]
     lines.append("the two models differ" if verdict.failures else "the two models agree within the bounds")
@@ -215,7 +215,7 @@ def growth_text(growth: Growth, written: str) -> str:
     lines.append(
         (
             "measured on",
-            f"{growth.samples_held_out} held-out samples ({growth.samples_fitted} fitted) of {growth.data}"
+            f"{growth.samples_held_out} held-out samples ({growth.samples_fitted} fitted); data: {growth.data}"
             + _random_note(growth.random_data),
         )
     )
@@ -270,8 +270,8 @@ def provenance_text(growths: Sequence[Mapping[str, Any]]) -> str:
             )
         samples = growth.get("samples", {})
         lines.append(
-            f"  fitted on {samples.get('fitted')}, measured on {samples.get('held_out')} samples of "
-            f"{growth.get('data')}" + _random_note(bool(growth.get("random_data")))
+            f"  fitted on {samples.get('fitted')}, measured on {samples.get('held_out')} samples; "
+            f"data: {growth.get('data')}" + _random_note(bool(growth.get("random_data")))
         )
         for name, measures in growth.get("outputs", {}).items():
             figures = ", ".join(
