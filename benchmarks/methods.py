@@ -19,7 +19,9 @@ MODELS = Path(__file__).parent.parent / "models"
 
 def main() -> None:
     """Grow with every method and seed, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--after", default="conv1")
     parser.add_argument("--candidates", type=int, default=100)
     parser.add_argument("--keep", type=int, default=20)

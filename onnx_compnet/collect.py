@@ -84,6 +84,13 @@ def collect(
     )
 
 
+def first_scale(session: Session, batches: Batches, site: Site) -> float:
+    """The root mean square of the site's tensor over the first batch; 1 where that is 0."""
+    _, tensors = next(iter(capture(session, batches)))
+    scale = float(_computable(tensors[site.tensor]).double().square().mean().sqrt())
+    return scale if scale > 0 else 1.0
+
+
 def _targets(readers: Sequence[Reader], group: ReaderGroup, tensors: dict[str, Tensor]) -> Tensor:
     """Outputs of a group's readers as rows, side by side: (n, ΣD2)."""
     ys = [target_rows(_computable(tensors[readers[m].output]), group.geometry) for m in group.members]

@@ -12,7 +12,7 @@ from onnx_compnet.errors import UsageError
 from onnx_compnet.layers import ACTIVATION_PARAMETERS, Activation
 
 METHODS = ("alg1", "alg2", "alg3", "random")
-MODES = ("auto", "replace")
+MODES = ("auto", "replace", "block")
 INITS = ("auto", "he", "glorot", "xavier", "kumar")
 ACTIVATION_ALIASES = {
     "relu6": Activation("clip", (0.0, 6.0)),
@@ -38,8 +38,8 @@ class GrowOptions:
         that every method must beat). Algorithm 3 is the default: of the three it alone looks at what the next
         layer needs.
     candidates
-        N_redundant, the neurons (channels) before selection; 2·D1 where None, as wide as the paper's LeNet and
-        VGG experiments relative to their layers.
+        N_redundant, the neurons (channels) before selection. Where None 2·D1, about as wide as in the paper's
+        experiments; for a block 3·D1: 2·D1 that keep the function, and D1 random ones.
     keep
         At most this many neurons survive; needed by ``random``, where it is the width.
     lam, alpha
@@ -51,7 +51,8 @@ class GrowOptions:
     kernel
         Kernel of a new spatial layer; 3 as in VGG.
     mode
-        ``replace``: the layer goes in front of linear readers, which are solved anew. ``auto`` takes it.
+        ``replace``: the layer goes in front of linear readers, which are solved anew. ``block``: it gets a linear
+        layer of its own, so that anything may read the result. ``auto`` is replace.
     holdout
         Share of the samples that is never fitted; every printed error is measured there.
     refit

@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_compnet.collect import ReaderGroup, Statistics, collect, reader_groups
+from onnx_compnet.collect import ReaderGroup, Statistics, collect, first_scale, reader_groups
 from onnx_compnet.config import GrowOptions, activation_named
 from onnx_compnet.errors import ResourceError, UsageError, VerificationError
 from onnx_compnet.graph import model_io, names, provenance, prune
-from onnx_compnet.graph.sites import Site, find_sites, refusals
+from onnx_compnet.graph.names import TENSOR_PREFIX
+from onnx_compnet.graph.sites import Site, refusals
 from onnx_compnet.graph.splice import splice
 from onnx_compnet.growth import CurvePoint, Growth, SiteGrowth
-from onnx_compnet.layers import CandidateLayer, NewLayers, ReaderWeights
+from onnx_compnet.layers import Activation, CandidateLayer, NewLayers, ReaderWeights
 from onnx_compnet.numerics import initialise
 from onnx_compnet.numerics.algorithms import Problem, Selection, select
 from onnx_compnet.numerics.rows import output_channel_axis
@@ -77,8 +78,10 @@ def grow(
     with stopwatch("load"):
         job = _prepare(model, after, data, options)
     current, steps = job.parent, []
-    for tensor in [site.tensor for site in job.sites]:
-        (site,) = (site for site in find_sites(current) if site.tensor == tensor)
+    for planned in job.sites:
+        site = replace(
+            names.resolve(current, TENSOR_PREFIX + planned.tensor, planned.mode), name=planned.name
+        )
         current, step = _grow_site(current, site, job, options, stopwatch)
         steps.append(step)
     with stopwatch("verify"):
@@ -162,7 +165,7 @@ def _prepare(
     model: onnx.ModelProto | str | Path, after: str | Sequence[str], data: Any, options: GrowOptions
 ) -> _Job:
     parent = model_io.as_model(model)
-    sites = _sites(parent, [after] if isinstance(after, str) else list(after))
+    sites = _sites(parent, [after] if isinstance(after, str) else list(after), options.mode)
     device = select_device(options.device)
     data_options = DataOptions.of(
         batch_size=options.batch_size,
@@ -189,11 +192,11 @@ def _prepare(
     return _Job(parent, model_io.sha256(model), sites, device, source, parts)
 
 
-def _sites(parent: onnx.ModelProto, after: list[str]) -> tuple[Site, ...]:
+def _sites(parent: onnx.ModelProto, after: list[str], mode: str) -> tuple[Site, ...]:
     """Resolve the names; in graph order, whatever order they were given in."""
     if not after:
         raise UsageError("say where to grow: after=NAME (--after NAME)")
-    sites = [names.resolve(parent, name) for name in after]
+    sites = [names.resolve(parent, name, mode) for name in after]
     tensors = [site.tensor for site in sites]
     for index, tensor in enumerate(tensors):
         if tensor in tensors[:index]:
@@ -204,18 +207,24 @@ def _sites(parent: onnx.ModelProto, after: list[str]) -> tuple[Site, ...]:
     return tuple(sorted(sites, key=lambda site: min(reader.index for reader in site.linear)))
 
 
-def _candidate(site: Site, options: GrowOptions) -> CandidateLayer:
-    activation = site.activation if options.activation == "auto" else activation_named(options.activation)
+def _activation(site: Site, options: GrowOptions) -> Activation:
+    return site.activation if options.activation == "auto" else activation_named(options.activation)
+
+
+def _candidate(site: Site, options: GrowOptions, t_scale: float = 1.0) -> CandidateLayer:
+    activation, kernel = _activation(site, options), _kernel(site, options.kernel)
+    block = site.mode == "block"
     return initialise.candidates(
         site.kind,
         site.channels,
-        options.candidates or 2 * site.channels,
-        _kernel(site, options.kernel),
+        options.candidates or (3 if block else 2) * site.channels,
+        kernel,
         activation,
         init=options.init,
         seed=options.seed,
         dtype=np.dtype(site.dtype),
         channel_axis=site.channel_axis,
+        core=initialise.exact_core(site.channels, kernel, activation, t_scale) if block else None,
     )
 
 
@@ -252,15 +261,17 @@ def _refuse_large(site: Site, Dn: int, device: Device) -> None:
 def _grow_site(
     model: onnx.ModelProto, site: Site, job: _Job, options: GrowOptions, stopwatch: _Stopwatch
 ) -> tuple[onnx.ModelProto, _Step]:
-    candidate = _candidate(site, options)
-    Dn = len(candidate.b1)
+    Dn = len(_candidate(site, options).b1)
     if options.keep is not None and options.keep > Dn:
         raise UsageError(f"--keep {options.keep} is more than the {Dn} candidates at {site.name}")
     _refuse_large(site, Dn, job.device)
     groups = reader_groups(site)
     with stopwatch("capture"):
-        outputs = [reader.output for reader in site.linear]
-        session = Session(prune.prefix(model, [site.tensor, *outputs]), job.device)
+        outputs = dict.fromkeys([site.tensor, *(reader.output for reader in site.linear)])
+        session = Session(prune.prefix(model, list(outputs)), job.device)
+        exact = _activation(site, options).name in initialise.EXACT_PAIRS
+        t_scale = first_scale(session, job.split.fit, site) if site.mode == "block" and not exact else 1.0
+        candidate = _candidate(site, options, t_scale)
         bar = f"{site.name}: " if options.progress else None
         fitted = collect(
             session, job.split.fit, site, candidate, groups, folds=FOLDS, progress=bar and bar + "fit"

@@ -16,6 +16,7 @@ from onnx_compnet.verification import Comparison, Verdict
 from onnx_compnet.version import __version__
 
 SCHEMA = 1
+BELIEVED = 1e-3  # smaller errors are lost in the rounding of float32 moments; a forward pass has them
 
 
 def dumps(report: Any) -> str:
@@ -163,11 +164,11 @@ def sites_text(sites: Sequence[Site], refused: Sequence[Refusal]) -> str:
     """Two tables: what can be grown, what can't and why."""
     lines = []
     if sites:
-        rows = [("NAME", "TENSOR", "NEW LAYER", "CHANNELS", "ACTIVATION", "READ BY")]
+        rows = [("NAME", "TENSOR", "MODE", "NEW LAYER", "CHANNELS", "ACTIVATION", "READ BY")]
         for site in sites:
-            readers = ", ".join(site.readers)
+            readers, activation = ", ".join(site.readers), str(site.activation)
             rows.append(
-                (site.name, site.tensor, site.kind, str(site.channels), str(site.activation), readers)
+                (site.name, site.tensor, site.mode, site.kind, str(site.channels), activation, readers)
             )
         lines += ["can be grown (--after NAME):", *_table(rows)]
     else:
@@ -229,6 +230,7 @@ def growth_text(growth: Growth, written: str) -> str:
 
 def _site_lines(grown: SiteGrowth) -> Iterable[tuple[str, str]]:
     site = grown.site
+    op = {"conv": "Conv", "gemm": "Gemm", "matmul": "MatMul"}[site.kind]
     kernel = " " + "×".join(map(str, grown.kernel)) if grown.kernel else ""
     yield (
         "site",
@@ -236,12 +238,13 @@ def _site_lines(grown: SiteGrowth) -> Iterable[tuple[str, str]]:
     )
     yield (
         "new layer",
-        f"{ {'conv': 'Conv', 'gemm': 'Gemm', 'matmul': 'MatMul'}[site.kind] }{kernel} + {grown.activation}",
+        f"{op}{kernel} + {grown.activation}" + (f" + {op} back to {site.channels}" * (site.mode == "block")),
     )
     yield "method", _method_line(grown)
     dead = f" ({grown.dropped_dead} had no variance)" if grown.dropped_dead else ""
     yield "neurons", f"{grown.candidates} candidates → {len(grown.kept)} kept{dead}"
-    yield "site error", f"{grown.site_error:.4f} on held-out samples ({grown.fitted_error:.4f} fitted)"
+    fitted = f"{grown.fitted_error:.3g}" if grown.fitted_error >= BELIEVED else f"below {BELIEVED}"
+    yield "site error", f"{grown.site_error:.3g} on held-out samples ({fitted} fitted)"
 
 
 def _method_line(grown: SiteGrowth) -> str:

@@ -16,6 +16,7 @@ from functools import cached_property
 from onnx import ModelProto
 
 from onnx_compnet.errors import AmbiguousNameError, NameNotFoundError, UnsupportedError
+from onnx_compnet.graph.blocks import NotABlockError
 from onnx_compnet.graph.forward import Forward
 from onnx_compnet.graph.index import GraphIndex
 from onnx_compnet.graph.readers import is_linear
@@ -28,15 +29,15 @@ TENSOR_PREFIX = "tensor:"
 _SHOWN = 8
 
 
-def resolve(model: ModelProto, name: str) -> Site:
-    """The site that ``name`` means.
+def resolve(model: ModelProto, name: str, mode: str = "auto") -> Site:
+    """The site that ``name`` means, in ``mode`` "replace" (also "auto") or "block".
 
     Raises:
         NameNotFoundError: nothing answers to it; ``candidates`` are the nearest names.
         AmbiguousNameError: it means several places; ``candidates`` are names of single ones.
         UnsupportedError: the place is not a site; the message says why.
     """
-    return Names(survey(model)).resolve(name)
+    return Names(survey(model)).resolve(name, mode)
 
 
 class Names:
@@ -133,7 +134,7 @@ class Names:
 
     # ------------------------------------------------------------ a name → the site
 
-    def resolve(self, name: str) -> Site:
+    def resolve(self, name: str, mode: str = "auto") -> Site:
         """The site that ``name`` means; see ``resolve`` above for the errors."""
         places = self.places(name)
         if not places:
@@ -141,13 +142,22 @@ class Names:
         if len(places) > 1:
             raise self._ambiguous(name, places)
         (place,) = places
-        if place not in self.sites:
-            what = f"'{name}'" if place == name else f"'{name}' leads to the tensor '{place}', which"
-            raise UnsupportedError(
-                f"nothing can be grown after '{name}': {what} {self._survey.why_not(place)}; "
-                "`onnx-compnet sites` lists the places where a layer can be grown"
-            )
-        return self.sites[place]
+        if mode != "block":
+            if place in self.sites:
+                return self.sites[place]
+            raise self._unsupported(name, place, self._survey.why_not(place))
+        try:
+            return replace(self._survey.block(place), name=name)
+        except NotABlockError as error:
+            raise self._unsupported(name, place, str(error)) from None
+
+    @staticmethod
+    def _unsupported(name: str, place: str, why: str) -> UnsupportedError:
+        what = f"'{name}'" if place == name else f"'{name}' leads to the tensor '{place}', which"
+        return UnsupportedError(
+            f"nothing can be grown after '{name}': {what} {why}; "
+            "`onnx-compnet sites` lists the places where a layer can be grown"
+        )
 
     def _not_found(self, name: str) -> NameNotFoundError:
         own = [site.name for site in self.sites.values()]

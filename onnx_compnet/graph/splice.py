@@ -7,23 +7,23 @@ into a copy of the parent. onnx-graphsurgeon sees no other part of the model, so
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
 from onnx_compnet.errors import UsageError, VerificationError
+from onnx_compnet.graph.blocks import NotABlockError
 from onnx_compnet.graph.edits import Edits
-from onnx_compnet.graph.emission import RESULT, SOURCE, emit
 from onnx_compnet.graph.flatten import resized_target
 from onnx_compnet.graph.index import GraphIndex, float_attribute, int_attribute
+from onnx_compnet.graph.layer_writer import LayerWriter
+from onnx_compnet.graph.splice_block import insert_block
 from onnx_compnet.graph.structures import Reader, Site
-from onnx_compnet.graph.survey import survey
+from onnx_compnet.graph.survey import Survey, survey
 from onnx_compnet.graph.weights import bias_slot, find_constant, integers, usage
-from onnx_compnet.layers import Array, CandidateLayer, ConvGeometry, NewLayers
+from onnx_compnet.layers import Array, CandidateLayer, ConvGeometry, NewLayers, ReaderWeights
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,10 @@ class Spliced:
 def splice(model: ModelProto, site: Site, layers: NewLayers, label: str) -> Spliced:
     """A copy of ``model`` with ``layers.layer`` at ``site`` and the readers' weights replaced.
 
-    W1 is (Dn, D1, *kernel) or (Dn, D1); ``layers.readers`` follow ``site.linear``, each W2 (Dn·taps, D2).
-    New nodes and tensors are called "compnet/<label>/…". Readers keep their names, attributes and outputs.
-    (Only a Gemm whose alpha or beta is 0 gets 1 instead: no weight could pass through it.)
+    At a block the reader is new, too, and what fed the site's tensor feeds the layer instead. Elsewhere
+    readers keep their names, attributes and outputs (only a Gemm whose alpha or beta is 0 gets 1 instead: no
+    weight could pass through it). W1 is (Dn, D1, *kernel) or (Dn, D1); ``layers.readers`` follow
+    ``site.linear``, each W2 (Dn·taps, D2). New nodes and tensors are called "compnet/<label>/…".
 
     Raises:
         UsageError: the site is not one of this model, or the layers do not fit it.
@@ -47,15 +48,30 @@ def splice(model: ModelProto, site: Site, layers: NewLayers, label: str) -> Spli
         VerificationError: the weights are not finite in the model's dtype, or the result is not consistent.
     """
     found = survey(model)
-    if found.sites.get(site.tensor) != replace(site, name=""):
+    if _site_at(found, site) != replace(site, name=""):
         raise UsageError(f"the site '{site.name}' is not one of this model; take it from find_sites(model)")
     _check_shapes(site, layers)
+    layer = _cast_layer(layers.layer, site)
+    if site.mode == "block":
+        (weights,) = layers.readers
+        weights = ReaderWeights(_cast(weights.W2, site), _cast(weights.b2, site))
+        child, result = insert_block(found.index, site, layer, weights, label)
+        return Spliced(child, ((site.tensor, result),))
     surgery = _Surgery(found.index, site, label)
-    surgery.insert(_cast_layer(layers.layer, site))
+    surgery.insert(layer)
     for number, (reader, weights) in enumerate(zip(site.linear, layers.readers, strict=True)):
         surgery.rewire(number, reader, _cast(weights.W2, site), _cast(weights.b2, site))
     child = surgery.finish()
     return Spliced(child, tuple((reader.output, reader.output) for reader in site.linear))
+
+
+def _site_at(found: Survey, site: Site) -> Site | None:
+    if site.mode == "replace":
+        return found.sites.get(site.tensor)
+    try:
+        return found.block(site.tensor)
+    except NotABlockError:
+        return None
 
 
 # ---------------------------------------------------------------- preconditions
@@ -126,7 +142,7 @@ class _Surgery:
         self.region = gs.import_onnx(_cut_out(index, self.positions))
         self.old: dict[int, gs.Node] = dict(zip(self.positions, self.region.nodes, strict=True))
         self.after: dict[int, list[gs.Node]] = {}
-        self.first: list[gs.Node] = []
+        self.writer = LayerWriter(self.edits, index.opset, site)
         self.source = self.region.tensors()[site.tensor]
 
     # ------------------------------------------------------------ the new layer
@@ -134,57 +150,11 @@ class _Surgery:
     def insert(self, layer: CandidateLayer) -> None:
         """Lnew and its activation; the nodes that read the site read the result."""
         self.neurons = layer.W1.shape[0]
-        result = self._activate(self._linear(layer), layer)
+        result = self.writer.layer(self.source, layer)
         starts = {reader.between[0] if reader.between else reader.index for reader in self.site.linear}
         for position in starts:
             assert self.old[position].inputs[0] is self.source
             self.old[position].inputs[0] = result
-
-    def _linear(self, layer: CandidateLayer) -> gs.Variable:
-        W1, b1 = layer.W1, layer.b1
-        if layer.kind == "conv":
-            kernel = W1.shape[2:]
-            begin = [(size - 1) // 2 for size in kernel]
-            pads = begin + [size - 1 - first for size, first in zip(kernel, begin, strict=True)]
-            ones = [1] * len(kernel)
-            attributes = {
-                "kernel_shape": list(kernel),
-                "strides": ones,
-                "dilations": ones,
-                "pads": pads,
-                "group": 1,
-            }
-            weights = [self._constant("Conv.weight", W1), self._constant("Conv.bias", b1)]
-            return self._node("Conv", [self.source, *weights], attributes)
-        if layer.kind == "gemm" and layer.channel_axis == 0:
-            # t and x hold the channels on axis 0, so the weight has to stand on the left.
-            weight, bias = self._constant("Gemm.weight", W1), self._constant("Gemm.bias", b1.reshape(-1, 1))
-            return self._node("Gemm", [weight, self.source, bias], {})
-        if layer.kind == "gemm":
-            weight, bias = self._constant("Gemm.weight", W1), self._constant("Gemm.bias", b1)
-            return self._node("Gemm", [self.source, weight, bias], {"transB": 1})
-        product = self._node("MatMul", [self.source, self._constant("MatMul.weight", W1.T)], {})
-        return self._node("Add", [product, self._constant("MatMul.bias", b1)], {})
-
-    def _activate(self, x: gs.Variable, layer: CandidateLayer) -> gs.Variable:
-        trailing = len(self.site.spatial) if layer.kind == "conv" else int(layer.channel_axis == 0)
-        emission = emit(layer.activation, self.index.opset, self.neurons, trailing, self.site.dtype)
-        known: dict[str, gs.Tensor] = {SOURCE: x, "": gs.Variable.empty()}
-        for key, value in emission.constants.items():
-            known[key] = self._constant(f"{layer.activation.name}.{key}", value)
-        for node in emission.nodes:
-            inputs = [known[name] for name in node.inputs]
-            known[node.output] = self._node(node.op_type, inputs, dict(node.attributes))
-        return known[RESULT]
-
-    def _node(self, op: str, inputs: list[gs.Tensor], attributes: dict[str, Any]) -> gs.Variable:
-        name = self.edits.fresh(op)
-        output = gs.Variable(f"{name}_output")
-        self.first.append(gs.Node(op, name, attributes, inputs, [output]))
-        return output
-
-    def _constant(self, name: str, values: NDArray[Any]) -> gs.Constant:
-        return gs.Constant(self.edits.fresh(name), np.ascontiguousarray(values))
 
     # ------------------------------------------------------------ the readers
 
@@ -231,7 +201,7 @@ class _Surgery:
             return
         if source is not None and int(np.prod(source.dims)) == bias.size:
             bias = bias.reshape(source.dims)
-        constant = self._constant(name, bias)
+        constant = self.writer.constant(name, bias)
         if slot < len(node.inputs):
             node.inputs[slot] = constant
         else:
@@ -243,7 +213,7 @@ class _Surgery:
         (output,) = product.outputs
         inner = gs.Variable(self.edits.fresh(f"{own}.product"))
         product.outputs = [inner]
-        constant = self._constant(f"{own}.bias", bias)
+        constant = self.writer.constant(f"{own}.bias", bias)
         add = gs.Node("Add", self.edits.fresh(f"{own}.Add"), {}, [inner, constant], [output])
         self.after.setdefault(reader.index, []).append(add)
 
@@ -257,20 +227,20 @@ class _Surgery:
         target = integers(self.index, node.input[1])
         resized = None if target is None else resized_target(target, self.neurons * taps)
         if resized is not None:
-            self.old[position].inputs[1] = self._constant(name, np.array(resized, np.int64))
+            self.old[position].inputs[1] = self.writer.constant(name, np.array(resized, np.int64))
 
     # ------------------------------------------------------------ putting it back
 
     def finish(self) -> ModelProto:
         """The child."""
         behind = [node for nodes in self.after.values() for node in nodes]
-        self.region.nodes.extend([*self.first, *behind])
+        self.region.nodes.extend([*self.writer.nodes, *behind])
         nodes: list[gs.Node] = list(self.region.nodes)
         exported = gs.export_onnx(self.region, do_type_check=False).graph
         proto = {id(node): item for node, item in zip(nodes, exported.node, strict=True)}
         return self.edits.apply(
             before=self.positions[0],
-            new=[proto[id(node)] for node in self.first],
+            new=[proto[id(node)] for node in self.writer.nodes],
             behind={position: [proto[id(n)] for n in nodes] for position, nodes in self.after.items()},
             edges={position: proto[id(node)] for position, node in self.old.items()},
             initializers=list(exported.initializer),

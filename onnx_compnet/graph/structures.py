@@ -10,7 +10,7 @@ from onnx_compnet.layers import Activation, Dimension, Geometry, LayerKind
 
 @dataclass(frozen=True)
 class Reader:
-    """A linear layer that reads a site, and where it stands in the graph.
+    """A linear layer that reads a site, and where it stands in the graph (a "Block": where its site comes from).
 
     ``node`` is its name (its output's name when it has none), ``index`` its position in ``graph.node``,
     ``input`` the tensor it reads itself (the site, or behind a Flatten). ``output`` is the tensor y that is
@@ -31,7 +31,11 @@ class Reader:
 
 @dataclass(frozen=True)
 class Site:
-    """A tensor in front of which a new layer can be put: all that read its values are linear layers.
+    """A tensor behind which a new layer can be put.
+
+    In mode "replace" all that read its values are linear layers, ``linear``, which are solved anew. In mode
+    "block" anything may read it: ``linear`` is then one reader that does not exist yet, the linear layer
+    behind the new one, whose target is the tensor itself. ``readers`` are the nodes that read the tensor.
 
     ``channels`` is D1, on axis ``channel_axis``; ``kind`` that of the new layer. ``activation`` is the one in
     front of the tensor, behind pooling and normalisation (relu where there is none). ``spatial`` holds the
@@ -48,12 +52,14 @@ class Site:
     rank: int | None
     dtype: Literal["float32", "float64", "float16"]
     channel_axis: int
-    mode: Literal["replace"] = "replace"
+    mode: Literal["replace", "block"] = "replace"
+    read_by: tuple[str, ...] = ()
+    """what reads a block; see ``readers``"""
 
     @property
     def readers(self) -> tuple[str, ...]:
         """The names of the nodes that read the site."""
-        return tuple(reader.node for reader in self.linear)
+        return self.read_by if self.mode == "block" else tuple(reader.node for reader in self.linear)
 
     @property
     def max_taps(self) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from onnx import ModelProto
 
 from onnx_compnet.graph.activations import match_backward
+from onnx_compnet.graph.blocks import block_site
 from onnx_compnet.graph.flatten import RESHAPING
 from onnx_compnet.graph.index import GraphIndex, describe, label, nodes_within, subgraphs
 from onnx_compnet.graph.readers import Candidate, NotAReaderError, candidates, is_linear
@@ -24,7 +25,7 @@ _IN_FRONT = frozenset(
         *RESHAPING,
     )
 )
-_NEEDS_BLOCK = " (growing there needs mode block, which this version does not have)"
+_NEEDS_BLOCK = " (--mode block may grow there)"
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class Survey:
             return self.blocked[tensor]
         obstacle = _obstacle(self.index, tensor, frozenset(), self.reasons)
         return obstacle or "is not read by a linear layer"
+
+    def block(self, tensor: str) -> Site:
+        """The block site at any tensor. Raises NotABlockError."""
+        return block_site(self.index, tensor, _activation_in_front(self.index, tensor))
 
 
 def survey(model: ModelProto) -> Survey:
@@ -210,6 +215,7 @@ def _activation_in_front(index: GraphIndex, tensor: str) -> Activation:
 
 
 def _graph_order(index: GraphIndex) -> dict[str, int]:
+    """Where each tensor arises: the graph's inputs first, then by the position of the node."""
     inputs = {item.name: slot for slot, item in enumerate(index.model.graph.input)}
     offset = len(inputs)
     order = dict(inputs)

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from onnx_compnet.errors import UsageError
 from onnx_compnet.layers import Activation, CandidateLayer, LayerKind
@@ -68,6 +69,34 @@ def variance(init: str, activation: Activation, fan_in: int, fan_out: int) -> fl
     raise UsageError(f"unknown init {init!r}; use auto, he, glorot (also called xavier) or kumar")
 
 
+# h(z) − h(−z) = κz: neurons with U and with −U, read by a linear layer, are exactly U. (Clip and relu are also
+# the identity on what a clip or relu has left: then the second half is dead and drops out.)
+EXACT_PAIRS = frozenset(
+    ("relu", "leaky_relu", "prelu", "gelu", "gelu_tanh", "silu", "hardswish", "softplus", "clip")
+)
+LINEAR_RANGE = (
+    0.02  # of the other activations' argument: bends them by 1e-4 or so, and is far above the ridge
+)
+
+
+def exact_core(
+    D1: int, kernel: tuple[int, ...], activation: Activation, t_scale: float = 1.0
+) -> NDArray[np.float64]:
+    """W1 (n, D1, *kernel) of neurons from which a linear layer can make t again: the core of a block.
+
+    ± Dirac pairs (n = 2·D1) for the activations in EXACT_PAIRS, exact to rounding. Otherwise the pairs are
+    scaled by LINEAR_RANGE/``t_scale``, the root mean square of t, so that h is nearly linear on them: exact to
+    about 1e-3 for tanh, and the layer starts with small gradients.
+    """
+    taps = math.prod(kernel)
+    centre = int(np.ravel_multi_index([(k - 1) // 2 for k in kernel], kernel)) if kernel else 0
+    core = np.zeros((2 * D1, D1, taps))
+    gain = 1.0 if activation.name in EXACT_PAIRS else LINEAR_RANGE / t_scale
+    for sign, first in ((gain, 0), (-gain, D1)):
+        core[first + np.arange(D1), np.arange(D1), centre] = sign
+    return core.reshape(2 * D1, D1, *kernel)
+
+
 def candidates(
     kind: LayerKind,
     D1: int,
@@ -79,13 +108,15 @@ def candidates(
     seed: int,
     dtype: np.dtype,
     channel_axis: int = -1,
+    core: NDArray[np.float64] | None = None,
 ) -> CandidateLayer:
     """Dn candidate neurons with normally distributed W1 (see ``variance``) and b1 = 0.
 
     W1 is (Dn, D1, *kernel) for kind "conv", (Dn, D1) for "gemm" and "matmul" (``kernel`` is then ``()``),
     and fan_in = D1·taps, fan_out = Dn·taps. The numbers are drawn in float64 on the CPU from ``seed`` in
     the order (Dn, D1, *kernel) and then cast to ``dtype``: every device gets the same ones, and so do an
-    MLP and the 1×1 convolution that equals it. Raises UsageError for sizes, a kernel, a seed or an ``init``
+    MLP and the 1×1 convolution that equals it. The rows of ``core`` (see ``exact_core``) come first, random
+    ones after them. Raises UsageError for sizes, a kernel, a seed or an ``init``
     that make no sense.
     """
     if D1 < 1 or Dn < 1:
@@ -97,7 +128,14 @@ def candidates(
     taps = math.prod(kernel)
     scale = math.sqrt(variance(init, activation, D1 * taps, Dn * taps))
     generator = torch.Generator("cpu").manual_seed(seed)
-    W1 = scale * torch.randn((Dn, D1, *kernel), dtype=torch.float64, generator=generator).numpy()
+    given = np.zeros((0, D1, *kernel)) if core is None else core
+    if len(given) > Dn:
+        raise UsageError(
+            f"{Dn} candidates are too few: a block of {D1} channels begins with {len(given)} that keep the "
+            f"function; give --candidates {len(given)} or more, and --keep for fewer neurons in the end"
+        )
+    drawn = torch.randn((Dn - len(given), D1, *kernel), dtype=torch.float64, generator=generator).numpy()
+    W1 = np.concatenate([given, scale * drawn])
     return CandidateLayer(
         kind=kind,
         activation=activation,

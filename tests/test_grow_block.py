@@ -1,0 +1,174 @@
+"""Mode block: a layer behind any tensor, whatever reads it; exact where the activation allows it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import parser
+
+import onnx_compnet as oc
+from onnx_compnet.numerics.initialise import EXACT_PAIRS
+
+RESIDUAL = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 6, 8, 8] x) => (float[N, 6, 8, 8] y, float[N, 6, 8, 8] sum) {
+        a = Conv <pads = [1, 1, 1, 1]> (x, w1)
+        sum = Add (a, x)
+        r = Relu (sum)
+        b = Conv <pads = [1, 1, 1, 1]> (r, w2)
+        y = Add (b, r)
+    }
+"""
+TRANSFORMER = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 5, 8] x) => (float[N, 5, 8] y) {
+        q = MatMul (x, w1)
+        k = MatMul (x, w2)
+        kt = Transpose <perm = [0, 2, 1]> (k)
+        s = MatMul (q, kt)
+        p = Softmax <axis = -1> (s)
+        y = MatMul (p, x)
+    }
+"""
+BODY = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, 6] x, bool flag) => (float[N, 6] y) {
+        h = Gemm (x, w1)
+        y = If (flag) <
+            then_branch = t () => (float[N, 6] u) { u = Relu (h) },
+            else_branch = e () => (float[N, 6] v) { v = Sigmoid (h) }
+        >
+    }
+"""
+
+
+def model_of(text, **shapes):
+    """A model from its text, with normal initialisers."""
+    model = parser.parse_model(text)
+    for number, (name, shape) in enumerate(shapes.items()):
+        values = np.random.default_rng(number).normal(size=shape) / np.sqrt(np.prod(shape[1:]))
+        model.graph.initializer.append(onnx.numpy_helper.from_array(values.astype(np.float32), name))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def residual():
+    return model_of(RESIDUAL, w1=(6, 6, 3, 3), w2=(6, 6, 3, 3))
+
+
+def run(model, feeds):
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, feeds)
+
+
+def relative(child, parent):
+    return max(
+        np.linalg.norm(a - b) / np.linalg.norm(b - b.mean()) for a, b in zip(child, parent, strict=True)
+    )
+
+
+def normal(*shape):
+    return np.random.default_rng(7).normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("activation", sorted(EXACT_PAIRS - {"clip"}))
+@pytest.mark.parametrize("tensor", ["x", "a", "sum", "r", "b", "y"])
+def test_a_block_with_its_exact_set_keeps_the_function(tensor, activation):
+    model, x = residual(), normal(40, 6, 8, 8)
+    grown = oc.grow(model, tensor, {"x": x}, mode="block", activation=activation, lam=1e-6)
+    assert grown.site.mode == "block"
+    assert grown.site_error < 1e-4
+    assert relative(run(grown.model, {"x": x}), run(model, {"x": x})) < 1e-4
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid", "softsign", "elu", "mish", "selu", "celu"])
+def test_other_activations_are_nearly_linear_at_the_start(activation):
+    model, x = residual(), normal(40, 6, 8, 8)
+    grown = oc.grow(model, "sum", {"x": x}, mode="block", activation=activation, lam=1e-6)
+    assert grown.site_error < 0.02
+
+
+def test_a_block_is_compact_when_asked_to_be():
+    model, x = residual(), normal(60, 6, 8, 8)
+    sizes = [len(oc.grow(model, "r", {"x": x}, mode="block", keep=keep).kept) for keep in (18, 5)]
+    assert sizes[1] <= 5 < sizes[0] <= 18
+
+
+def test_attention_takes_a_block_on_its_last_axis():
+    model, x = model_of(TRANSFORMER, w1=(8, 8), w2=(8, 8)), normal(300, 5, 8)
+    for tensor in ("q", "k", "y"):
+        grown = oc.grow(model, tensor, {"x": x}, mode="block", activation="gelu", lam=1e-6)
+        assert grown.site.kind == "matmul"
+        assert relative(run(grown.model, {"x": x}), run(model, {"x": x})) < 1e-4
+
+
+def test_bodies_read_the_block():
+    model, x = model_of(BODY, w1=(6, 6)), normal(400, 6)
+    feeds = {"x": x, "flag": np.array(True)}
+    grown = oc.grow(model, "h", feeds, mode="block", lam=1e-6)
+    assert grown.site.readers == (model.graph.node[-1].output[0],)
+    for flag in (True, False):
+        feeds["flag"] = np.array(flag)
+        assert relative(run(grown.model, feeds), run(model, feeds)) < 1e-4
+
+
+@pytest.mark.parametrize("tensor", ["x", "a", "sum", "y"])
+def test_everything_else_stays_byte_for_byte(tensor):
+    model, x = residual(), normal(40, 6, 8, 8)
+    for node in model.graph.node:
+        node.doc_string = f"about {node.op_type}"
+    child = oc.grow(model, tensor, {"x": x}, mode="block", lam=1e-6).model
+    assert list(child.graph.input) == list(model.graph.input)
+    assert list(child.graph.output) == list(model.graph.output)
+    assert list(child.graph.initializer)[:2] == list(model.graph.initializer)
+    old = [node for node in child.graph.node if not node.name.startswith("compnet/")]
+    assert len(old) == len(model.graph.node)
+    changed = [a for a, b in zip(old, model.graph.node, strict=True) if a != b]
+    if tensor == "x":  # an input keeps its name, so what reads it has to change
+        assert all("x" in b.input for a, b in zip(old, model.graph.node, strict=True) if a != b)
+    else:
+        assert [node.doc_string for node in changed] == [f"about {changed[0].op_type}"]
+        assert changed[0].output[0].startswith("compnet/")
+
+
+def test_two_blocks_and_a_replaced_reader_of_one_model():
+    model, x = residual(), normal(60, 6, 8, 8)
+    grown = oc.grow(model, ["a", "sum"], {"x": x}, mode="block", lam=1e-6)
+    assert [entry.site.tensor for entry in grown.sites] == ["a", "sum"]
+    again = oc.grow(grown.model, "sum", {"x": x}, mode="block", lam=1e-6)
+    assert relative(run(again.model, {"x": x}), run(model, {"x": x})) < 1e-3
+
+
+def test_replace_is_refused_there_with_a_hint():
+    with pytest.raises(oc.UnsupportedError, match="--mode block"):
+        oc.grow(residual(), "r", {"x": normal(40, 6, 8, 8)})
+
+
+@pytest.mark.parametrize(
+    ("text", "tensor", "reason"),
+    [
+        (
+            "g (float[N, 4, C] x) => (float[N, 4, C] y) { h = Relu (x) y = Sigmoid (h) }",
+            "h",
+            "no fixed number",
+        ),
+        ("g (float[7] x) => (float[7] y) { h = Relu (x) y = Sigmoid (h) }", "h", "has 1 axes"),
+        (
+            "g (float[N, 4] x) => (int64[N, 4] y) { h = Cast <to = 7> (x) y = Neg (h) }",
+            "h",
+            "not known to be a float32",
+        ),
+    ],
+    ids=["channels", "rank", "type"],
+)
+def test_a_block_is_refused_with_the_reason(text, tensor, reason):
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+    with pytest.raises(oc.UnsupportedError, match=reason):
+        oc.grow(model, tensor, "random:40", mode="block", shape={"x": (2, 3, 4)})
+
+
+def test_too_few_candidates_for_the_exact_set():
+    with pytest.raises(oc.UsageError, match="--candidates 12 or more"):
+        oc.grow(residual(), "r", {"x": normal(40, 6, 8, 8)}, mode="block", candidates=7)
