@@ -145,7 +145,8 @@ def _row_bias(index: GraphIndex, node: NodeProto, features: int) -> None:
     source = find_constant(index, node.input[2])
     if source is None:
         raise NotAReaderError(f"its bias is {_origin(index, node.input[2])}, not a constant")
-    if math.prod(source.dims) not in (1, features) or (source.dims and source.dims[-1] not in (1, features)):
+    *rows, columns = source.dims or (1,)
+    if columns not in (1, features) or any(size != 1 for size in rows):
         raise NotAReaderError(f"its bias '{source.tensor}' of shape {source.dims} differs from row to row")
 
 

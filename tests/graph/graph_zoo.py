@@ -350,6 +350,12 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], str]] = {
         ),
         "row to row",
     ),
+    "square_column_bias": (  # as many rows as features
+        lambda: build(
+            "g (float[3,4] x) => (float[3,3] y) { t = Relu(x) y = Gemm(t, w, b) }", w=(4, 3), b=(3, 1)
+        ),
+        "row to row",
+    ),
     "computed_bias": (
         lambda: build(
             "g (float[2,4] x, float[3] b) => (float[2,3] y) { t = Relu(x) y = Gemm(t, w, b) }", w=(4, 3)
