@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
-from onnx_compnet.graph.index import GraphIndex, attribute, int_attribute
+from onnx_compnet.graph.index import GraphIndex, attribute, int_attribute, is_op
 from onnx_compnet.graph.weights import axes_of, integers
 from onnx_compnet.layers import Dimension
 
@@ -57,7 +57,7 @@ def _keeps_batch(
     """
     if shape is None or len(shape) < 3:
         return None
-    if node.op_type == "Squeeze":
+    if is_op(node, "Squeeze"):
         axes = axes_of(index, node)
         if axes is None:
             return None
@@ -67,9 +67,9 @@ def _keeps_batch(
         return True
     if not final:
         return None
-    if node.op_type == "Flatten":
+    if is_op(node, "Flatten"):
         return True if int_attribute(node, "axis", 1) % len(shape) == 1 else None
-    return _reshape_keeps_batch(index, node, shape) if node.op_type == "Reshape" else None
+    return _reshape_keeps_batch(index, node, shape) if is_op(node, "Reshape") else None
 
 
 def _reshape_keeps_batch(index: GraphIndex, node: NodeProto, shape: tuple[Dimension, ...]) -> bool | None:
@@ -88,25 +88,25 @@ def _reshape_keeps_batch(index: GraphIndex, node: NodeProto, shape: tuple[Dimens
 def _batch_and_rest(index: GraphIndex, target: str) -> bool:
     """Whether a computed Reshape target is [size of some tensor's axis 0, -1]."""
     node = index.producer(target)
-    if node is None or node.op_type != "Concat" or len(node.input) != 2:
+    if node is None or not is_op(node, "Concat") or len(node.input) != 2:
         return False
     return integers(index, node.input[1]) == (-1,) and _is_first_size(index, node.input[0])
 
 
 def _is_first_size(index: GraphIndex, name: str) -> bool:
     node = index.producer(name)
-    while node is not None and node.op_type in ("Unsqueeze", "Squeeze", "Identity", "Cast"):
+    while node is not None and is_op(node, "Unsqueeze", "Squeeze", "Identity", "Cast"):
         node = index.producer(node.input[0])
     if node is None:
         return False
-    if node.op_type == "Shape":
+    if is_op(node, "Shape"):
         return int_attribute(node, "start", 0) == 0 and int_attribute(node, "end", -1) == 1
     shape = index.producer(node.input[0]) if node.input else None
-    if shape is None or shape.op_type != "Shape" or int_attribute(shape, "start", 0) != 0:
+    if shape is None or not is_op(shape, "Shape") or int_attribute(shape, "start", 0) != 0:
         return False
-    if node.op_type == "Gather":
+    if is_op(node, "Gather"):
         return integers(index, node.input[1]) == (0,)
-    if node.op_type == "Slice":
+    if is_op(node, "Slice"):
         return _slice_bound(index, node, "starts", 1) == (0,) and _slice_bound(index, node, "ends", 2) == (1,)
     return False
 

@@ -17,7 +17,7 @@ from onnx import ModelProto
 
 from onnx_compnet.errors import AmbiguousNameError, NameNotFoundError, UnsupportedError
 from onnx_compnet.graph.forward import Forward
-from onnx_compnet.graph.index import GraphIndex
+from onnx_compnet.graph.index import GraphIndex, is_op
 from onnx_compnet.graph.readers import is_linear
 from onnx_compnet.graph.scopes import enclosing, last_component, scope
 from onnx_compnet.graph.structures import Site
@@ -58,7 +58,7 @@ class Names:
             self._scope_of[position] = path
             for around in enclosing(path):
                 self._scopes.setdefault(around, []).append(position)
-            if node.op_type not in ("Constant", "Identity", "Shape"):
+            if not is_op(node, "Constant", "Identity", "Shape"):
                 self._add_weights(position, node.input)
 
     def _add_weights(self, position: int, inputs: Iterable[str]) -> None:
@@ -176,7 +176,7 @@ class Names:
         """The survey's sites, by tensor, with their names."""
         ways: dict[str, list[int]] = {}
         for position, node in enumerate(self._index.nodes):
-            if node.op_type not in ("Constant", "Shape"):
+            if not is_op(node, "Constant", "Shape"):
                 for place in self._forward.places(position):
                     if place in self._survey.sites:
                         ways.setdefault(place, []).append(position)

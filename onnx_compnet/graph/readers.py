@@ -15,6 +15,7 @@ from onnx_compnet.graph.index import (
     describe,
     int_attribute,
     ints_attribute,
+    is_op,
     label,
     text_attribute,
 )
@@ -243,7 +244,7 @@ def _bias_add(index: GraphIndex, node: NodeProto, features: int) -> int | None:
     if len(reading) != 1 or product in index.outputs or product in index.captured:
         return None
     add = index.nodes[reading[0]]
-    if add.op_type != "Add" or add.domain not in STANDARD_DOMAINS or len(add.input) != 2:
+    if not is_op(add, "Add") or len(add.input) != 2:
         return None
     source = find_constant(index, add.input[1] if add.input[0] == product else add.input[0])
     if source is None or not source.dims or source.dims[-1] != features or math.prod(source.dims) != features:

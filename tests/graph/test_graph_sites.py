@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 
+import onnx
 import pytest
-from graph_tools import build, check_accounted
+from graph_tools import build, check_accounted, with_weights
 from graph_zoo import COMPUTED_TARGET, FLATTENINGS, OTHERS, REFUSED, WITH_SITES, conv, flattened, gemm, matmul
 
 from onnx_compnet.graph.names import resolve
@@ -173,3 +174,36 @@ def test_large_models_are_looked_at_quickly():
         **weights,
     )
     assert len(find_sites(model)) == layers
+
+
+def _with_local_function(main, function):
+    return with_weights(
+        onnx.parser.parse_model(
+            f'<ir_version: 8, opset_import: ["": 17, "local": 1]> {main}'
+            f'<domain: "local", opset_import: ["": 17]> {function}'
+        ),
+        w=(8, 3),
+    )
+
+
+def test_a_local_function_is_not_the_op_whose_name_it_has():
+    flat = _with_local_function(
+        "g (float[N,4,2] x) => (float[N,3] y) { t = Relu(x) f = local.Flatten(t) y = MatMul(f, w) }",
+        "Flatten (a) => (c) { b = Transpose<perm=[0,2,1]>(a) c = Flatten(b) }",
+    )
+    assert [site.tensor for site in find_sites(flat)] == ["f"]
+    doubled = _with_local_function(
+        "g (float[N,8] x) => (float[N,3] y) { t = Relu(x) v = local.Identity(w) y = MatMul(t, v) }",
+        "Identity (a) => (c) { c = Add(a, a) }",
+    )
+    assert "computed by Identity" in refusals(doubled)[0].reason
+    read = _with_local_function(
+        "g (float[N,8] x) => (float[N,3] y, float[N,8] z) { t = Relu(x) y = MatMul(t, w) z = local.Shape(t) }",
+        "Shape (a) => (c) { c = Neg(a) }",
+    )
+    assert "is read by Shape" in refusals(read)[0].reason
+    fed = _with_local_function(
+        "g (float[N,8] x) => (float[N,3] y) { t = local.Constant<value = float {1}>(x) y = MatMul(t, w) }",
+        "Constant <value> (a) => (c) { k = Constant<value: tensor = @value>() c = Add(a, k) }",
+    )
+    assert [site.tensor for site in find_sites(fed)] == ["t"]
