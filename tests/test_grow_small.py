@@ -248,6 +248,23 @@ def test_an_output_that_was_constant_and_moves_is_reported():
     assert about["outputs"]["y"]["rel_error"] is None
 
 
+def test_of_readers_with_one_name_the_worst_counts():
+    nodes = [
+        helper.make_node("Relu", ["x"], ["t"]),
+        helper.make_node("MatMul", ["t", "w"], ["hard"], "same"),
+        helper.make_node("MatMul", ["t", "v"], ["same"]),  # unnamed: it goes by its output's name
+        helper.make_node("Add", ["hard", "same"], ["y"]),
+    ]
+    easy = np.repeat(normal(4, 1), 2, axis=1)
+    parent = network(nodes, {"w": normal(4, 2, seed=1), "v": easy * 100}, (4,), 2)
+    x = np.random.default_rng(0).normal(size=(400, 4)).astype(np.float32)
+    grown = oc.grow(parent, after="t", data={"x": x}, method="random", candidates=4, keep=4)
+    worst = max(c.rel_error for c in grown.verdict.targets.values())
+    assert len(grown.verdict.targets) == 2
+    assert grown.site_error == grown.sites[0].reader_errors["same"] == worst
+    assert worst > grown.verdict.targets["same"].rel_error
+
+
 def test_batch_size_does_not_show():
     x = np.random.default_rng(0).normal(size=(1000, 5)).astype(np.float32)
     for method in ("alg2", "alg3"):
