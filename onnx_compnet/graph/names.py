@@ -3,7 +3,7 @@
 The first kind that knows the name counts: node name, output tensor (or graph input), weight or weight prefix
 ("conv3" of "conv3.weight"), module path, last path component. A tensor's name means exactly that tensor; all
 others lead forward, through activations, pooling and normalisation, to the tensor in front of the layers that
-read it. "tensor:NAME" is for a tensor whose name is taken by a node.
+read it. "tensor:NAME" always means the tensor NAME; it is for one whose name is taken by a node.
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ class Names:
     def places(self, name: str) -> list[str]:
         """The tensors that a name may mean; [] where nothing answers to it."""
         index = self._index
+        if name.startswith(TENSOR_PREFIX) and index.is_tensor(name.removeprefix(TENSOR_PREFIX)):
+            return [name.removeprefix(TENSOR_PREFIX)]
         if name in self._nodes:
             return self._ahead(self._nodes[name])
         if index.is_tensor(name) and find_constant(index, name) is None:
@@ -86,8 +88,6 @@ class Names:
             module = name in self._weights or name in self._scopes
             if name in self._survey.sites or not module:
                 return [name]
-        if name.startswith(TENSOR_PREFIX) and index.is_tensor(name.removeprefix(TENSOR_PREFIX)):
-            return [name.removeprefix(TENSOR_PREFIX)]
         if name in self._weights:
             return self._ahead(self._of_weight(name))
         if name in self._scopes:
