@@ -17,6 +17,7 @@ from onnx_compnet.graph.weights import axes_of, integers
 from onnx_compnet.layers import Dimension
 
 RESHAPING = ("Flatten", "Reshape", "Squeeze")
+_MAX_SPATIAL = 3  # axes that a Conv can have in front of the Flatten
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def unflatten(index: GraphIndex, tensor: str, width: int) -> Iterator[Unflattene
         path = (position, *path)
         tensor = source
         divided = _divide(shape, width, keeps_batch)
-        if divided is not None:
+        if divided is not None and len(shape) - 2 <= _MAX_SPATIAL:
             yield Unflattened(tensor, *divided, path)
 
 

@@ -123,6 +123,8 @@ def _why_blocked(
     obstacle = _obstacle(index, tensor, covered, reasons)
     if obstacle is not None:
         return obstacle
+    if 0 in (index.shape(tensor) or ()):
+        return "has no elements"
     for item in reads:
         for position in item.reader.between:
             inner = index.nodes[position].output[0]

@@ -406,5 +406,9 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], str]] = {
         lambda: build("g (float[N,4] x) => (float[N,3] y) { y = com.microsoft.FusedMatMul(x, w) }", w=(4, 3)),
         "com.microsoft",
     ),
+    "no_elements": (
+        lambda: build("g (float[N,4,0] x) => (float[N,3,0] y) { t = Relu(x) y = Conv(t, w) }", w=(3, 4, 1)),
+        "has no elements",
+    ),
     "vector": (lambda: build("g (float[4] x) => (float[3] y) { y = MatMul(x, w) }", w=(4, 3)), "vector"),
 }

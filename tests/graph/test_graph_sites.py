@@ -98,6 +98,14 @@ def test_a_reshape_that_is_not_known_to_flatten_is_not_looked_through(how):
     assert "t" not in {site.tensor for site in find_sites(model)}
 
 
+def test_a_tensor_of_more_axes_than_a_conv_has_is_grown_behind_its_flatten():
+    model = build(
+        "g (float[N,2,1,2,1,2] x) => (float[N,3] y) { t = Relu(x) f = Flatten(t) y = Gemm(f, w) }", w=(8, 3)
+    )
+    check_accounted(model)
+    assert [site.tensor for site in find_sites(model)] == ["f"]
+
+
 def test_a_shape_op_reads_no_values():
     model = flattened(COMPUTED_TARGET)
     assert any(node.op_type == "Shape" and node.input[0] == "t" for node in model.graph.node)
