@@ -76,7 +76,8 @@ def _keeps_batch(
 def _reshape_keeps_batch(index: GraphIndex, node: NodeProto, shape: tuple[Dimension, ...]) -> bool | None:
     target = integers(index, node.input[1])
     if target is None:
-        return True if _batch_and_rest(index, node.input[1]) else None
+        measured = _measured(index, node.input[1])
+        return None if measured is None else _same_first_size(index, measured, node.input[0])
     if len(target) != 2 or target[1] < -1:
         return None
     if 0 in target and int_attribute(node, "allowzero", 0):
@@ -86,30 +87,41 @@ def _reshape_keeps_batch(index: GraphIndex, node: NodeProto, shape: tuple[Dimens
     return target[0] == 0 or (isinstance(shape[0], int) and target[0] == shape[0])
 
 
-def _batch_and_rest(index: GraphIndex, target: str) -> bool:
-    """Whether a computed Reshape target is [size of some tensor's axis 0, -1]."""
+def _measured(index: GraphIndex, target: str) -> str | None:
+    """The tensor whose axis 0 a computed Reshape target [size, -1] takes; None for any other target."""
     node = index.producer(target)
     if node is None or not is_op(node, "Concat") or len(node.input) != 2:
-        return False
-    return integers(index, node.input[1]) == (-1,) and _is_first_size(index, node.input[0])
+        return None
+    return _first_size_of(index, node.input[0]) if integers(index, node.input[1]) == (-1,) else None
 
 
-def _is_first_size(index: GraphIndex, name: str) -> bool:
+def _same_first_size(index: GraphIndex, one: str, other: str) -> bool:
+    mine, theirs = index.shape(one), index.shape(other)
+    return one == other or bool(mine and theirs and mine[0] is not None and mine[0] == theirs[0])
+
+
+def _first_size_of(index: GraphIndex, name: str) -> str | None:
+    """The tensor whose size on axis 0 a tensor holds, or None."""
     node = index.producer(name)
     while node is not None and is_op(node, "Unsqueeze", "Squeeze", "Identity", "Cast"):
         node = index.producer(node.input[0])
     if node is None:
-        return False
+        return None
     if is_op(node, "Shape"):
-        return int_attribute(node, "start", 0) == 0 and int_attribute(node, "end", -1) == 1
+        first = int_attribute(node, "start", 0) == 0 and int_attribute(node, "end", -1) == 1
+        return node.input[0] if first else None
     shape = index.producer(node.input[0]) if node.input else None
     if shape is None or not is_op(shape, "Shape") or int_attribute(shape, "start", 0) != 0:
-        return False
+        return None
     if is_op(node, "Gather"):
-        return integers(index, node.input[1]) == (0,)
-    if is_op(node, "Slice"):
-        return _slice_bound(index, node, "starts", 1) == (0,) and _slice_bound(index, node, "ends", 2) == (1,)
-    return False
+        first = integers(index, node.input[1]) == (0,)
+    elif is_op(node, "Slice"):
+        first = _slice_bound(index, node, "starts", 1) == (0,) and _slice_bound(index, node, "ends", 2) == (
+            1,
+        )
+    else:
+        first = False
+    return shape.input[0] if first else None
 
 
 def _slice_bound(index: GraphIndex, node: NodeProto, name: str, slot: int) -> tuple[int, ...] | None:

@@ -123,6 +123,18 @@ def test_symbolic_spatial_sizes_are_divided_by_the_weight():
     assert all(not isinstance(size, int) for size in site.spatial)
 
 
+@pytest.mark.parametrize(("rows", "found"), [("t", True), ("a", True), ("z", False)])
+def test_a_row_is_a_sample_only_where_the_target_takes_its_own_batch_size(rows, found):
+    model = build(
+        "g (float[N,2,L] x, float[M,1] z) => (float[R,3] y) { a = Neg(x) t = Relu(a)"
+        f" n = Shape<start=0, end=1>({rows}) m = Constant<value = int64[1] {{-1}}>() s = Concat<axis=0>(n, m)"
+        " f = Reshape(t, s) y = Gemm(f, w) }",
+        w=(4, 3),
+    )
+    check_accounted(model)
+    assert ("t" in {site.tensor for site in find_sites(model)}) == found
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
