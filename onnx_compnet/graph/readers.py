@@ -20,7 +20,7 @@ from onnx_compnet.graph.index import (
     text_attribute,
 )
 from onnx_compnet.graph.structures import Reader
-from onnx_compnet.graph.weights import ConstantSource, FloatName, find_constant, usage
+from onnx_compnet.graph.weights import ConstantSource, FloatName, find_constant, from_constants, usage
 from onnx_compnet.layers import ConvGeometry, DenseGeometry
 
 OLDEST_OPSET = 7
@@ -55,6 +55,7 @@ LINEAR_OPS = frozenset(
         ),
     )
 )
+_FOLD = " from constants (fold them first, with onnxslim for one)"
 _QUANTISED = ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm", "MatMulNBits")
 
 
@@ -132,8 +133,10 @@ def _weight(index: GraphIndex, node: NodeProto) -> ConstantSource:
 
 def _origin(index: GraphIndex, name: str) -> str:
     producer = index.producer(name)
+    if producer is not None and is_op(producer, "Constant"):
+        return f"a sparse or unreadable {describe(producer)}"
     if producer is not None:
-        return f"computed by {describe(producer)}"
+        return f"computed by {describe(producer)}" + (_FOLD if from_constants(index, name) else "")
     if name in index.inputs:
         return f"the graph input '{name}'"
     return f"a sparse initialiser ('{name}')" if name in index.sparse else f"unknown ('{name}')"
@@ -193,6 +196,8 @@ def _constant_right_operand(index: GraphIndex, node: NodeProto) -> ConstantSourc
             f"its constant weight is the left operand; the data '{node.input[1]}' must be the left one"
         )
     _check_data(index, node.input[0])
+    if right is None and from_constants(index, node.input[1]):
+        raise NotAReaderError(f"its weight is {_origin(index, node.input[1])}, not a constant")
     if right is None:
         computed = _origin(index, node.input[1])
         raise NotAReaderError(
