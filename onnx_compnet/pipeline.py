@@ -383,11 +383,10 @@ def _growth(
 def _site_growth(step: _Step, verdict: Verdict, options: GrowOptions) -> SiteGrowth:
     selection, candidate = step.selection, step.candidate
     solution = selection.solution
-    errors = {
-        reader.node: verdict.targets[child].rel_error
-        for reader, (_, child) in zip(step.site.linear, step.targets, strict=True)
-        if child in verdict.targets
-    }
+    errors: dict[str, float] = {}
+    for reader, (_, child) in zip(step.site.linear, step.targets, strict=True):
+        if child in verdict.targets:  # readers may have the same name: the worst of them counts
+            errors[reader.node] = max(verdict.targets[child].rel_error, errors.get(reader.node, 0.0))
     return SiteGrowth(
         site=step.site,
         method=options.method,

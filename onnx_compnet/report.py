@@ -100,7 +100,7 @@ def site_report(grown: SiteGrowth) -> dict[str, Any]:
 def provenance(growth: Growth) -> dict[str, Any]:
     """What is written into the child: the report without times, memory and the child's own digest."""
     sites = [site_report(grown) for grown in growth.sites]
-    return {
+    report = {
         "schema": SCHEMA,
         "version": __version__,
         "parent_sha256": growth.parent_sha256,
@@ -116,6 +116,7 @@ def provenance(growth: Growth) -> dict[str, Any]:
         "sites": sites,
         **(sites[0] if len(sites) == 1 else {}),
     }
+    return {key: _plain(value) for key, value in report.items()}
 
 
 def growth_report(growth: Growth, child_sha256: str | None) -> dict[str, Any]:

@@ -110,8 +110,9 @@ class _Difference:
             self.equal += int((parent.argmax(-1) == child.argmax(-1)).sum())
             self.ranked += parent.shape[:-1].numel()
         b, a = parent.to(torch.float64), child.to(torch.float64)
-        # a value that is not finite in both (a mask of -inf, say) is the same; in one alone it is not
-        self.finite &= torch.equal(torch.isfinite(a), torch.isfinite(b))
+        # the same infinity in both (a mask of -inf, say), or NaN in both, is no difference; any other one is
+        same = torch.isfinite(a) & torch.isfinite(b) | (a == b) | (a.isnan() & b.isnan())
+        self.finite &= bool(same.all())
         a, b = a.nan_to_num(0.0, 0.0, 0.0), b.nan_to_num(0.0, 0.0, 0.0)
         difference = (a - b).abs()
         self.max_abs = max(self.max_abs, float(difference.max()))
@@ -299,7 +300,9 @@ def _failures(outputs: Mapping[str, Comparison], gates: Gates) -> list[str]:
     failures = []
     for name, c in outputs.items():
         if not c.finite:
-            failures.append(f"{name}: not finite where the parent's is (or the other way round)")
+            failures.append(
+                f"{name}: not finite where the parent's is (or the other way round), or another infinity"
+            )
         if gates.max_rel_error is not None and not c.rel_error <= gates.max_rel_error:
             failures.append(f"{name}: relative error {c.rel_error:.3g} is above {gates.max_rel_error:g}")
         if gates.min_agreement is not None and c.agreement is not None and c.agreement < gates.min_agreement:

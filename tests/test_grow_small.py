@@ -9,6 +9,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import onnx_compnet as oc
+from onnx_compnet.graph import provenance
 from onnx_compnet.layers import ACTIVATION_PARAMETERS
 
 
@@ -214,6 +215,54 @@ def test_a_child_that_is_not_finite_is_refused(monkeypatch):
     x = np.random.default_rng(0).normal(size=(400, 5)).astype(np.float32)
     with pytest.raises(oc.VerificationError, match="finite"):
         oc.grow(mlp(), "first", {"x": x}, candidates=12)
+
+
+def test_a_child_that_onnxruntime_can_not_run_is_refused_and_carried():
+    nodes = [
+        helper.make_node("Relu", ["x"], ["t"]),
+        helper.make_node("Flatten", ["t"], ["f"]),
+        helper.make_node("Gemm", ["f", "w"], ["y"]),
+    ]
+    parent = network(
+        nodes, {"w": normal(8, 2)}, (2, 2, 2), 2, dtype=np.float64
+    )  # onnxruntime has no such Conv
+    x = np.random.default_rng(0).normal(size=(100, 2, 2, 2))
+    with pytest.raises(oc.VerificationError, match="Conv") as caught:
+        oc.grow(parent, after="t", data={"x": x}, method="random", keep=3)
+    (about,) = provenance.read(caught.value.growth.model)
+    assert about["site_error"] is None
+
+
+def test_an_output_that_was_constant_and_moves_is_reported():
+    nodes = [
+        helper.make_node("Relu", ["x"], ["t"]),
+        helper.make_node("MatMul", ["t", "w"], ["a"]),
+        helper.make_node("MatMul", ["x", "v"], ["b"]),
+        helper.make_node("Sub", ["a", "b"], ["y"]),
+    ]
+    parent = network(nodes, {"w": np.eye(3), "v": np.eye(3)}, (3,), 2)
+    x = np.random.default_rng(0).uniform(1, 2, size=(100, 3)).astype(np.float32)
+    growth = oc.grow(parent, after="t", data={"x": x}, method="random", keep=2)
+    assert growth.verdict.outputs["y"].rel_error == np.inf
+    (about,) = provenance.read(growth.model)
+    assert about["outputs"]["y"]["rel_error"] is None
+
+
+def test_of_readers_with_one_name_the_worst_counts():
+    nodes = [
+        helper.make_node("Relu", ["x"], ["t"]),
+        helper.make_node("MatMul", ["t", "w"], ["hard"], "same"),
+        helper.make_node("MatMul", ["t", "v"], ["same"]),  # unnamed: it goes by its output's name
+        helper.make_node("Add", ["hard", "same"], ["y"]),
+    ]
+    easy = np.repeat(normal(4, 1), 2, axis=1)
+    parent = network(nodes, {"w": normal(4, 2, seed=1), "v": easy * 100}, (4,), 2)
+    x = np.random.default_rng(0).normal(size=(400, 4)).astype(np.float32)
+    grown = oc.grow(parent, after="t", data={"x": x}, method="random", candidates=4, keep=4)
+    worst = max(c.rel_error for c in grown.verdict.targets.values())
+    assert len(grown.verdict.targets) == 2
+    assert grown.site_error == grown.sites[0].reader_errors["same"] == worst
+    assert worst > grown.verdict.targets["same"].rel_error
 
 
 def test_batch_size_does_not_show():

@@ -110,6 +110,13 @@ def test_minus_infinity_in_both_is_a_mask_and_passes():
     assert verdict.outputs["y"].rel_error == 0
 
 
+@pytest.mark.parametrize("other", [np.inf, np.nan])
+def test_another_infinity_than_the_parents_fails_without_any_gate(other):
+    w = RNG.normal(size=(4, 3))
+    models = [linear(w, np.array([0.0, value, 0.0])) for value in (-np.inf, other)]
+    assert not oc.verify(*models, "random:9", max_rel_error=None, min_agreement=None)
+
+
 def test_constant_output_that_moves_is_infinitely_wrong():
     w = np.zeros((4, 3))
     assert oc.verify(linear(w, np.ones(3)), linear(w, np.ones(3)), "random:9")

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
-from onnx_compnet.graph.index import GraphIndex, attribute, int_attribute
+from onnx_compnet.graph.index import GraphIndex, attribute, int_attribute, is_op
 from onnx_compnet.graph.weights import axes_of, integers
 from onnx_compnet.layers import Dimension
 
 RESHAPING = ("Flatten", "Reshape", "Squeeze")
+_MAX_SPATIAL = 3  # axes that a Conv can have in front of the Flatten
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def unflatten(index: GraphIndex, tensor: str, width: int) -> Iterator[Unflattene
         path = (position, *path)
         tensor = source
         divided = _divide(shape, width, keeps_batch)
-        if divided is not None:
+        if divided is not None and len(shape) - 2 <= _MAX_SPATIAL:
             yield Unflattened(tensor, *divided, path)
 
 
@@ -57,7 +58,7 @@ def _keeps_batch(
     """
     if shape is None or len(shape) < 3:
         return None
-    if node.op_type == "Squeeze":
+    if is_op(node, "Squeeze"):
         axes = axes_of(index, node)
         if axes is None:
             return None
@@ -67,15 +68,16 @@ def _keeps_batch(
         return True
     if not final:
         return None
-    if node.op_type == "Flatten":
+    if is_op(node, "Flatten"):
         return True if int_attribute(node, "axis", 1) % len(shape) == 1 else None
-    return _reshape_keeps_batch(index, node, shape) if node.op_type == "Reshape" else None
+    return _reshape_keeps_batch(index, node, shape) if is_op(node, "Reshape") else None
 
 
 def _reshape_keeps_batch(index: GraphIndex, node: NodeProto, shape: tuple[Dimension, ...]) -> bool | None:
     target = integers(index, node.input[1])
     if target is None:
-        return True if _batch_and_rest(index, node.input[1]) else None
+        measured = _measured(index, node.input[1])
+        return None if measured is None else _same_first_size(index, measured, node.input[0])
     if len(target) != 2 or target[1] < -1:
         return None
     if 0 in target and int_attribute(node, "allowzero", 0):
@@ -85,30 +87,41 @@ def _reshape_keeps_batch(index: GraphIndex, node: NodeProto, shape: tuple[Dimens
     return target[0] == 0 or (isinstance(shape[0], int) and target[0] == shape[0])
 
 
-def _batch_and_rest(index: GraphIndex, target: str) -> bool:
-    """Whether a computed Reshape target is [size of some tensor's axis 0, -1]."""
+def _measured(index: GraphIndex, target: str) -> str | None:
+    """The tensor whose axis 0 a computed Reshape target [size, -1] takes; None for any other target."""
     node = index.producer(target)
-    if node is None or node.op_type != "Concat" or len(node.input) != 2:
-        return False
-    return integers(index, node.input[1]) == (-1,) and _is_first_size(index, node.input[0])
+    if node is None or not is_op(node, "Concat") or len(node.input) != 2:
+        return None
+    return _first_size_of(index, node.input[0]) if integers(index, node.input[1]) == (-1,) else None
 
 
-def _is_first_size(index: GraphIndex, name: str) -> bool:
+def _same_first_size(index: GraphIndex, one: str, other: str) -> bool:
+    mine, theirs = index.shape(one), index.shape(other)
+    return one == other or bool(mine and theirs and mine[0] is not None and mine[0] == theirs[0])
+
+
+def _first_size_of(index: GraphIndex, name: str) -> str | None:
+    """The tensor whose size on axis 0 a tensor holds, or None."""
     node = index.producer(name)
-    while node is not None and node.op_type in ("Unsqueeze", "Squeeze", "Identity", "Cast"):
+    while node is not None and is_op(node, "Unsqueeze", "Squeeze", "Identity", "Cast"):
         node = index.producer(node.input[0])
     if node is None:
-        return False
-    if node.op_type == "Shape":
-        return int_attribute(node, "start", 0) == 0 and int_attribute(node, "end", -1) == 1
+        return None
+    if is_op(node, "Shape"):
+        first = int_attribute(node, "start", 0) == 0 and int_attribute(node, "end", -1) == 1
+        return node.input[0] if first else None
     shape = index.producer(node.input[0]) if node.input else None
-    if shape is None or shape.op_type != "Shape" or int_attribute(shape, "start", 0) != 0:
-        return False
-    if node.op_type == "Gather":
-        return integers(index, node.input[1]) == (0,)
-    if node.op_type == "Slice":
-        return _slice_bound(index, node, "starts", 1) == (0,) and _slice_bound(index, node, "ends", 2) == (1,)
-    return False
+    if shape is None or not is_op(shape, "Shape") or int_attribute(shape, "start", 0) != 0:
+        return None
+    if is_op(node, "Gather"):
+        first = integers(index, node.input[1]) == (0,)
+    elif is_op(node, "Slice"):
+        first = _slice_bound(index, node, "starts", 1) == (0,) and _slice_bound(index, node, "ends", 2) == (
+            1,
+        )
+    else:
+        first = False
+    return shape.input[0] if first else None
 
 
 def _slice_bound(index: GraphIndex, node: NodeProto, name: str, slot: int) -> tuple[int, ...] | None:

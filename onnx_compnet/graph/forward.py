@@ -6,7 +6,7 @@ from onnx import NodeProto
 
 from onnx_compnet.graph.activations import match_forward
 from onnx_compnet.graph.flatten import RESHAPING
-from onnx_compnet.graph.index import STANDARD_DOMAINS, GraphIndex
+from onnx_compnet.graph.index import STANDARD_DOMAINS, GraphIndex, is_op
 from onnx_compnet.graph.readers import is_linear
 from onnx_compnet.graph.survey import Survey
 from onnx_compnet.graph.weights import axes_of, find_constant
@@ -34,7 +34,7 @@ class Forward:
     def places(self, position: int) -> list[str]:
         """The tensors directly in front of whatever reads the node at ``position``; one for most nodes."""
         node = self._index.nodes[position]
-        first = node.output[:1] if node.op_type in _PASSED else node.output
+        first = node.output[:1] if is_op(node, *_PASSED) else node.output
         outputs = [
             name for name in first if name and (name in self._index.consumers or len(node.output) == 1)
         ]

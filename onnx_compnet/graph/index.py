@@ -27,6 +27,11 @@ def label(node: NodeProto) -> str:
     return next((name for name in node.output if name), node.op_type)
 
 
+def is_op(node: NodeProto, *ops: str) -> bool:
+    """Whether the node is one of these standard ops; a local function may have the same name."""
+    return node.op_type in ops and node.domain in STANDARD_DOMAINS
+
+
 def attribute(node: NodeProto, name: str) -> AttributeProto | None:
     """The node's attribute of that name, or None."""
     return next((item for item in node.attribute if item.name == name), None)
@@ -112,7 +117,7 @@ def without_large_weights(model: ModelProto) -> ModelProto:
         else:
             target.initializer.append(tensor)
     for node in source.node:
-        value = attribute(node, "value") if node.op_type == "Constant" else None
+        value = attribute(node, "value") if is_op(node, "Constant") else None
         if value is not None and element_count(value.t) > LARGE:
             declare(node.output[0], value.t)
         else:
@@ -202,7 +207,7 @@ class GraphIndex:
     def readers(self, tensor: str) -> tuple[int, ...]:
         """Positions of the nodes that read a tensor's values, each once. Shape reads none: it is left out."""
         found = dict.fromkeys(self.consumers.get(tensor, ()))
-        return tuple(position for position in found if self.nodes[position].op_type != "Shape")
+        return tuple(position for position in found if not is_op(self.nodes[position], "Shape"))
 
     def is_tensor(self, name: str) -> bool:
         """Whether the name is that of an input or of a node's output."""

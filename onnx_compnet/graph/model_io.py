@@ -12,7 +12,7 @@ from onnx import ModelProto, TensorProto, ValueInfoProto
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from onnx_compnet.errors import ModelError, VerificationError
-from onnx_compnet.graph.index import GraphIndex, nodes_within, opset, type_shape, without_large_weights
+from onnx_compnet.graph.index import GraphIndex, is_op, nodes_within, opset, type_shape, without_large_weights
 from onnx_compnet.graph.model_files import PROTOBUF_LIMIT, save, tensors_of
 from onnx_compnet.layers import TensorSpec
 
@@ -199,7 +199,7 @@ def parameter_count(model: ModelProto) -> int:
     """Elements in floating-point initialisers and Constant nodes (scalar Constants are no parameters)."""
     count = sum(math.prod(t.dims) for t in model.graph.initializer if t.data_type in _FLOATING)
     for node in nodes_within(model.graph):
-        if node.op_type != "Constant":
+        if not is_op(node, "Constant"):
             continue
         for item in node.attribute:
             size = math.prod(item.t.dims) if item.name == "value" else len(item.floats)

@@ -3,7 +3,7 @@
 The first kind that knows the name counts: node name, output tensor (or graph input), weight or weight prefix
 ("conv3" of "conv3.weight"), module path, last path component. A tensor's name means exactly that tensor; all
 others lead forward, through activations, pooling and normalisation, to the tensor in front of the layers that
-read it. "tensor:NAME" is for a tensor whose name is taken by a node.
+read it. "tensor:NAME" always means the tensor NAME; it is for one whose name is taken by a node.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from onnx import ModelProto
 from onnx_compnet.errors import AmbiguousNameError, NameNotFoundError, UnsupportedError
 from onnx_compnet.graph.blocks import NotABlockError
 from onnx_compnet.graph.forward import Forward
-from onnx_compnet.graph.index import GraphIndex
+from onnx_compnet.graph.index import GraphIndex, is_op
 from onnx_compnet.graph.readers import is_linear
 from onnx_compnet.graph.scopes import enclosing, last_component, scope
 from onnx_compnet.graph.structures import Site
@@ -59,7 +59,7 @@ class Names:
             self._scope_of[position] = path
             for around in enclosing(path):
                 self._scopes.setdefault(around, []).append(position)
-            if node.op_type not in ("Constant", "Identity", "Shape"):
+            if not is_op(node, "Constant", "Identity", "Shape"):
                 self._add_weights(position, node.input)
 
     def _add_weights(self, position: int, inputs: Iterable[str]) -> None:
@@ -80,6 +80,8 @@ class Names:
     def places(self, name: str) -> list[str]:
         """The tensors that a name may mean; [] where nothing answers to it."""
         index = self._index
+        if name.startswith(TENSOR_PREFIX) and index.is_tensor(name.removeprefix(TENSOR_PREFIX)):
+            return [name.removeprefix(TENSOR_PREFIX)]
         if name in self._nodes:
             return self._ahead(self._nodes[name])
         if index.is_tensor(name) and find_constant(index, name) is None:
@@ -87,8 +89,6 @@ class Names:
             module = name in self._weights or name in self._scopes
             if name in self._survey.sites or not module:
                 return [name]
-        if name.startswith(TENSOR_PREFIX) and index.is_tensor(name.removeprefix(TENSOR_PREFIX)):
-            return [name.removeprefix(TENSOR_PREFIX)]
         if name in self._weights:
             return self._ahead(self._of_weight(name))
         if name in self._scopes:
@@ -186,7 +186,7 @@ class Names:
         """The survey's sites, by tensor, with their names."""
         ways: dict[str, list[int]] = {}
         for position, node in enumerate(self._index.nodes):
-            if node.op_type not in ("Constant", "Shape"):
+            if not is_op(node, "Constant", "Shape"):
                 for place in self._forward.places(position):
                     if place in self._survey.sites:
                         ways.setdefault(place, []).append(position)

@@ -15,11 +15,12 @@ from onnx_compnet.graph.index import (
     describe,
     int_attribute,
     ints_attribute,
+    is_op,
     label,
     text_attribute,
 )
 from onnx_compnet.graph.structures import Reader
-from onnx_compnet.graph.weights import ConstantSource, FloatName, find_constant, usage
+from onnx_compnet.graph.weights import ConstantSource, FloatName, find_constant, from_constants, usage
 from onnx_compnet.layers import ConvGeometry, DenseGeometry
 
 OLDEST_OPSET = 7
@@ -54,6 +55,7 @@ LINEAR_OPS = frozenset(
         ),
     )
 )
+_FOLD = " from constants (fold them first, with onnxslim for one)"
 _QUANTISED = ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm", "MatMulNBits")
 
 
@@ -131,8 +133,10 @@ def _weight(index: GraphIndex, node: NodeProto) -> ConstantSource:
 
 def _origin(index: GraphIndex, name: str) -> str:
     producer = index.producer(name)
+    if producer is not None and is_op(producer, "Constant"):
+        return f"a sparse or unreadable {describe(producer)}"
     if producer is not None:
-        return f"computed by {describe(producer)}"
+        return f"computed by {describe(producer)}" + (_FOLD if from_constants(index, name) else "")
     if name in index.inputs:
         return f"the graph input '{name}'"
     return f"a sparse initialiser ('{name}')" if name in index.sparse else f"unknown ('{name}')"
@@ -145,7 +149,8 @@ def _row_bias(index: GraphIndex, node: NodeProto, features: int) -> None:
     source = find_constant(index, node.input[2])
     if source is None:
         raise NotAReaderError(f"its bias is {_origin(index, node.input[2])}, not a constant")
-    if math.prod(source.dims) not in (1, features) or (source.dims and source.dims[-1] not in (1, features)):
+    *rows, columns = source.dims or (1,)
+    if columns not in (1, features) or any(size != 1 for size in rows):
         raise NotAReaderError(f"its bias '{source.tensor}' of shape {source.dims} differs from row to row")
 
 
@@ -191,6 +196,8 @@ def _constant_right_operand(index: GraphIndex, node: NodeProto) -> ConstantSourc
             f"its constant weight is the left operand; the data '{node.input[1]}' must be the left one"
         )
     _check_data(index, node.input[0])
+    if right is None and from_constants(index, node.input[1]):
+        raise NotAReaderError(f"its weight is {_origin(index, node.input[1])}, not a constant")
     if right is None:
         computed = _origin(index, node.input[1])
         raise NotAReaderError(
@@ -242,7 +249,7 @@ def _bias_add(index: GraphIndex, node: NodeProto, features: int) -> int | None:
     if len(reading) != 1 or product in index.outputs or product in index.captured:
         return None
     add = index.nodes[reading[0]]
-    if add.op_type != "Add" or add.domain not in STANDARD_DOMAINS or len(add.input) != 2:
+    if not is_op(add, "Add") or len(add.input) != 2:
         return None
     source = find_constant(index, add.input[1] if add.input[0] == product else add.input[0])
     if source is None or not source.dims or source.dims[-1] != features or math.prod(source.dims) != features:

@@ -10,7 +10,7 @@ from onnx import ModelProto
 from onnx_compnet.graph.activations import match_backward
 from onnx_compnet.graph.blocks import block_site
 from onnx_compnet.graph.flatten import RESHAPING
-from onnx_compnet.graph.index import GraphIndex, describe, label, nodes_within, subgraphs
+from onnx_compnet.graph.index import GraphIndex, describe, is_op, label, nodes_within, subgraphs
 from onnx_compnet.graph.readers import Candidate, NotAReaderError, candidates, is_linear
 from onnx_compnet.graph.structures import Refusal, Site
 from onnx_compnet.graph.weights import find_constant
@@ -128,10 +128,12 @@ def _why_blocked(
     obstacle = _obstacle(index, tensor, covered, reasons)
     if obstacle is not None:
         return obstacle
+    if 0 in (index.shape(tensor) or ()):
+        return "has no elements"
     for item in reads:
         for position in item.reader.between:
             inner = index.nodes[position].output[0]
-            shapes = [i for i in index.consumers.get(inner, ()) if index.nodes[i].op_type == "Shape"]
+            shapes = [i for i in index.consumers.get(inner, ()) if is_op(index.nodes[i], "Shape")]
             obstacle = _obstacle(index, inner, covered, reasons)
             if shapes:
                 obstacle = f"is read by {describe(index.nodes[shapes[0]])}"
@@ -167,7 +169,7 @@ def _obstacle(index: GraphIndex, tensor: str, covered: frozenset[int], reasons: 
         if is_linear(node):
             reason = reasons.get(position)
             return f"is read by {describe(node)}" + (f": {reason}" if reason else ", not as its data")
-        if node.op_type in RESHAPING:
+        if is_op(node, *RESHAPING):
             return f"is read by {describe(node)}, which does not flatten it for linear layers alone"
         return f"is read by {describe(node)}, which is not a linear layer{_NEEDS_BLOCK}"
     return None
@@ -209,7 +211,7 @@ def _activation_in_front(index: GraphIndex, tensor: str) -> Activation:
         if match is not None:
             return match.activation
         node = index.producer(tensor)
-        if node is None or node.op_type not in _IN_FRONT or not node.input:
+        if node is None or not is_op(node, *_IN_FRONT) or not node.input:
             return Activation("relu")
         tensor = node.input[0]
 

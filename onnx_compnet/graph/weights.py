@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from onnx_compnet.errors import UsageError
-from onnx_compnet.graph.index import GraphIndex, attribute, float_attribute, int_attribute
+from onnx_compnet.graph.index import GraphIndex, attribute, float_attribute, int_attribute, is_op, subgraphs
 from onnx_compnet.graph.structures import Reader
 from onnx_compnet.layers import Array, ConvGeometry, ReaderWeights
 
@@ -45,12 +45,12 @@ class ConstantSource:
 def find_constant(index: GraphIndex, tensor: str) -> ConstantSource | None:
     """The constant behind a tensor, or None where it is computed, fed, sparse or a string."""
     name = tensor
-    while (node := index.producer(name)) is not None and node.op_type == "Identity" and len(node.input) == 1:
+    while (node := index.producer(name)) is not None and is_op(node, "Identity"):
         name = node.input[0]
     if name in index.initializers:
         held = index.initializers[name]
         dims, elem_type, position = tuple(held.dims), held.data_type, None
-    elif node is not None and node.op_type == "Constant":
+    elif node is not None and is_op(node, "Constant"):
         found = _constant_type(node)
         if found is None:
             return None
@@ -70,6 +70,21 @@ def _constant_type(node: NodeProto) -> tuple[tuple[int, ...], int] | None:
         if item.name in _LISTS:
             return (len(item.floats) or len(item.ints),), _LISTS[item.name]
     return None
+
+
+def from_constants(index: GraphIndex, tensor: str) -> bool:
+    """Whether the tensor is computed from nothing but constants, sparse ones among them."""
+    pending, seen = [tensor], {""}
+    while pending:
+        name = pending.pop()
+        if name in seen or name in index.initializers or name in index.sparse:
+            continue
+        seen.add(name)
+        node = index.producer(name)
+        if node is None or any(subgraphs(node)) or not (node.input or is_op(node, "Constant")):
+            return False
+        pending.extend(node.input)
+    return True
 
 
 @dataclass(frozen=True)
@@ -96,7 +111,7 @@ def usage(index: GraphIndex, source: ConstantSource) -> Usage:
         extra += (current in index.outputs) + (current in index.captured)
         for position in index.consumers.get(current, ()):
             node = index.nodes[position]
-            if node.op_type == "Identity":
+            if is_op(node, "Identity"):
                 aliases.append(node.output[0])
                 pending.append(node.output[0])
             else:

@@ -33,12 +33,16 @@ def build(
 ) -> ModelProto:
     """A model from ``g (…) => (…) { … }``; ``weights`` become random float32 initialisers of these shapes."""
     head = f'<ir_version: {ir}, opset_import: ["": {opset}, "com.microsoft": 1]>\n'
-    model = parser.parse_model(head + text)
+    return with_weights(parser.parse_model(head + text), seed=seed, **weights)
+
+
+def with_weights(model: ModelProto, seed: int = 0, **weights: tuple[int, ...]) -> ModelProto:
+    """Add random float32 initialisers of these shapes; edits and returns ``model``."""
     rng = np.random.default_rng(seed)
     for name, shape in weights.items():
         values = (rng.standard_normal(shape) * 0.5).astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(values, name))
-        if ir < 4:
+        if model.ir_version < 4:
             model.graph.input.append(onnx.helper.make_tensor_value_info(name, 1, list(shape)))
     return model
 

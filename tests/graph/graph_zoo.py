@@ -270,6 +270,15 @@ def _sparse() -> ModelProto:
     return model
 
 
+def _sparse_constant() -> ModelProto:
+    model = _sparse()
+    (sparse,) = model.graph.sparse_initializer
+    sparse.values.name = ""
+    model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], sparse_value=sparse))
+    del model.graph.sparse_initializer[:]
+    return model
+
+
 def _mismatched_axes() -> ModelProto:
     return build(
         "g (float[N,4,4] x) => (float[N,3,4] y, float[N,4,2] z) { t = Relu(x) y = Conv(t, w) z = MatMul(t, v) }",
@@ -326,8 +335,19 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], str]] = {
         lambda: build(
             "g (float[N,4] x) => (float[N,3] y) { t = Relu(x) v = Transpose(w) y = MatMul(t, v) }", w=(3, 4)
         ),
-        "computed by Transpose",
+        "weight is computed by Transpose 'v' from constants (fold them",
     ),
+    "product": (
+        lambda: build("g (float[3,4] x) => (float[3,3] y) { v = Transpose(x) t = Relu(x) y = MatMul(t, v) }"),
+        "product of two tensors",
+    ),
+    "random_weight": (
+        lambda: build(
+            "g (float[N,4] x) => (float[N,3] y) { v = RandomNormal<shape=[4,3]>() t = Relu(x) y = MatMul(t, v) }"
+        ),
+        "product of two tensors",
+    ),
+    "sparse_constant": (_sparse_constant, "its weight is a sparse or unreadable Constant 'w'"),
     "input_weight": (
         lambda: build("g (float[N,4] x, float[4,3] w) => (float[N,3] y) { t = Relu(x) y = MatMul(t, w) }"),
         "graph input 'w'",
@@ -347,6 +367,12 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], str]] = {
     "column_bias": (
         lambda: build(
             "g (float[2,4] x) => (float[2,3] y) { t = Relu(x) y = Gemm(t, w, b) }", w=(4, 3), b=(2, 1)
+        ),
+        "row to row",
+    ),
+    "square_column_bias": (  # as many rows as features
+        lambda: build(
+            "g (float[3,4] x) => (float[3,3] y) { t = Relu(x) y = Gemm(t, w, b) }", w=(4, 3), b=(3, 1)
         ),
         "row to row",
     ),
@@ -399,6 +425,10 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], str]] = {
     "fused": (
         lambda: build("g (float[N,4] x) => (float[N,3] y) { y = com.microsoft.FusedMatMul(x, w) }", w=(4, 3)),
         "com.microsoft",
+    ),
+    "no_elements": (
+        lambda: build("g (float[N,4,0] x) => (float[N,3,0] y) { t = Relu(x) y = Conv(t, w) }", w=(3, 4, 1)),
+        "has no elements",
     ),
     "vector": (lambda: build("g (float[4] x) => (float[3] y) { y = MatMul(x, w) }", w=(4, 3)), "vector"),
 }

@@ -253,3 +253,18 @@ def test_scopes_of_both_exporters():
     assert enclosing("a.b.c") == ["a.b.c", "a.b", "a"]
     assert enclosing("") == []
     assert last_component("/a/b.c") == "c"
+
+
+def test_a_tensor_can_be_named_whatever_the_nodes_are_called():
+    model = build(
+        "g (float[N,4] x) => (float[N,3] y) {"
+        " [u] t = Relu(x) [w0] h = MatMul(t, w) [t] u = Neg(h) y = MatMul(u, v) }",
+        w=(4, 3),
+        v=(3, 3),
+    )
+    for node in model.graph.node:
+        node.name = {"w0": "tensor:u", "": "tensor:t"}.get(node.name, node.name)
+    assert {site.tensor for site in find_sites(model)} == {"t", "u"}
+    for site in find_sites(model):
+        assert resolve(model, site.name) == site
+        assert resolve(model, f"tensor:{site.tensor}") == site

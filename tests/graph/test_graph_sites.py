@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 
+import onnx
 import pytest
-from graph_tools import build, check_accounted
+from graph_tools import build, check_accounted, with_weights
 from graph_zoo import COMPUTED_TARGET, FLATTENINGS, OTHERS, REFUSED, WITH_SITES, conv, flattened, gemm, matmul
 
 from onnx_compnet.graph.names import resolve
@@ -97,6 +98,14 @@ def test_a_reshape_that_is_not_known_to_flatten_is_not_looked_through(how):
     assert "t" not in {site.tensor for site in find_sites(model)}
 
 
+def test_a_tensor_of_more_axes_than_a_conv_has_is_grown_behind_its_flatten():
+    model = build(
+        "g (float[N,2,1,2,1,2] x) => (float[N,3] y) { t = Relu(x) f = Flatten(t) y = Gemm(f, w) }", w=(8, 3)
+    )
+    check_accounted(model)
+    assert [site.tensor for site in find_sites(model)] == ["f"]
+
+
 def test_a_shape_op_reads_no_values():
     model = flattened(COMPUTED_TARGET)
     assert any(node.op_type == "Shape" and node.input[0] == "t" for node in model.graph.node)
@@ -112,6 +121,18 @@ def test_symbolic_spatial_sizes_are_divided_by_the_weight():
     site = _site(model)
     assert site.linear[0].geometry.taps == 9
     assert all(not isinstance(size, int) for size in site.spatial)
+
+
+@pytest.mark.parametrize(("rows", "found"), [("t", True), ("a", True), ("z", False)])
+def test_a_row_is_a_sample_only_where_the_target_takes_its_own_batch_size(rows, found):
+    model = build(
+        "g (float[N,2,L] x, float[M,1] z) => (float[R,3] y) { a = Neg(x) t = Relu(a)"
+        f" n = Shape<start=0, end=1>({rows}) m = Constant<value = int64[1] {{-1}}>() s = Concat<axis=0>(n, m)"
+        " f = Reshape(t, s) y = Gemm(f, w) }",
+        w=(4, 3),
+    )
+    check_accounted(model)
+    assert ("t" in {site.tensor for site in find_sites(model)}) == found
 
 
 @pytest.mark.parametrize(
@@ -173,3 +194,36 @@ def test_large_models_are_looked_at_quickly():
         **weights,
     )
     assert len(find_sites(model)) == layers
+
+
+def _with_local_function(main, function):
+    return with_weights(
+        onnx.parser.parse_model(
+            f'<ir_version: 8, opset_import: ["": 17, "local": 1]> {main}'
+            f'<domain: "local", opset_import: ["": 17]> {function}'
+        ),
+        w=(8, 3),
+    )
+
+
+def test_a_local_function_is_not_the_op_whose_name_it_has():
+    flat = _with_local_function(
+        "g (float[N,4,2] x) => (float[N,3] y) { t = Relu(x) f = local.Flatten(t) y = MatMul(f, w) }",
+        "Flatten (a) => (c) { b = Transpose<perm=[0,2,1]>(a) c = Flatten(b) }",
+    )
+    assert [site.tensor for site in find_sites(flat)] == ["f"]
+    doubled = _with_local_function(
+        "g (float[N,8] x) => (float[N,3] y) { t = Relu(x) v = local.Identity(w) y = MatMul(t, v) }",
+        "Identity (a) => (c) { c = Add(a, a) }",
+    )
+    assert "computed by Identity" in refusals(doubled)[0].reason
+    read = _with_local_function(
+        "g (float[N,8] x) => (float[N,3] y, float[N,8] z) { t = Relu(x) y = MatMul(t, w) z = local.Shape(t) }",
+        "Shape (a) => (c) { c = Neg(a) }",
+    )
+    assert "is read by Shape" in refusals(read)[0].reason
+    fed = _with_local_function(
+        "g (float[N,8] x) => (float[N,3] y) { t = local.Constant<value = float {1}>(x) y = MatMul(t, w) }",
+        "Constant <value> (a) => (c) { k = Constant<value: tensor = @value>() c = Add(a, k) }",
+    )
+    assert [site.tensor for site in find_sites(fed)] == ["t"]
