@@ -97,24 +97,30 @@ def site_report(grown: SiteGrowth) -> dict[str, Any]:
 
 
 def provenance(growth: Growth) -> dict[str, Any]:
-    """What is written into the child: the report without times, memory and the child's own digest."""
+    """What is written into the child: the report without times, memory and the child's own digest.
+
+    An error that is infinite (against a target that does not vary) or unknown (in a child that can't run) is None.
+    """
     sites = [site_report(grown) for grown in growth.sites]
-    return {
-        "schema": SCHEMA,
-        "version": __version__,
-        "parent_sha256": growth.parent_sha256,
-        "seed": growth.seed,
-        "device": growth.device,
-        "providers": list(growth.providers),
-        "data": growth.data,
-        "random_data": growth.random_data,
-        "samples": {"fitted": growth.samples_fitted, "held_out": growth.samples_held_out},
-        "outputs": comparisons(growth.verdict.outputs),
-        "parameters": {"before": growth.parameters_before, "after": growth.parameters_after},
-        "warnings": list(growth.warnings),
-        "sites": sites,
-        **(sites[0] if len(sites) == 1 else {}),
-    }
+    report: dict[str, Any] = _plain(
+        {
+            "schema": SCHEMA,
+            "version": __version__,
+            "parent_sha256": growth.parent_sha256,
+            "seed": growth.seed,
+            "device": growth.device,
+            "providers": list(growth.providers),
+            "data": growth.data,
+            "random_data": growth.random_data,
+            "samples": {"fitted": growth.samples_fitted, "held_out": growth.samples_held_out},
+            "outputs": comparisons(growth.verdict.outputs),
+            "parameters": {"before": growth.parameters_before, "after": growth.parameters_after},
+            "warnings": list(growth.warnings),
+            "sites": sites,
+            **(sites[0] if len(sites) == 1 else {}),
+        }
+    )
+    return report
 
 
 def growth_report(growth: Growth, child_sha256: str | None) -> dict[str, Any]:
