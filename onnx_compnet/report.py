@@ -98,7 +98,10 @@ def site_report(grown: SiteGrowth) -> dict[str, Any]:
 
 
 def provenance(growth: Growth) -> dict[str, Any]:
-    """What is written into the child: the report without times, memory and the child's own digest."""
+    """What is written into the child: the report without times, memory and the child's own digest.
+
+    An error that is infinite (against a target that does not vary) or unknown (in a child that can't run) is None.
+    """
     sites = [site_report(grown) for grown in growth.sites]
     report = {
         "schema": SCHEMA,

@@ -7,6 +7,7 @@ Measures, for a parent tensor ``b`` and a child tensor ``a`` over all samples::
     cosine    = ⟨a, b⟩ / (‖a‖·‖b‖)
     agreement = share of equal argmax over the last axis, for floats of rank ≥ 2 with ≥ 2 classes, else None
 
+A tensor that does not vary has rel_error 0 where the child meets it to float32 rounding, infinity where not.
 Sums run in float64, batch by batch; nothing of the data's size is kept.
 """
 
@@ -34,6 +35,8 @@ from onnx_compnet.runtime.split import everything
 
 MAX_REL_ERROR = 0.05
 MIN_AGREEMENT = 0.99
+_CONSTANT = 1e-24  # a spread below this share of the sum of squares is the rounding of the mean
+_ROUNDING = 1e-12  # a constant is met where the squared difference is below this share of the sum of squares
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,10 @@ class _Difference:
 
     def result(self) -> Comparison:
         spread = 0.0 if self.spread is None else float(self.spread.sum())
-        error = math.sqrt(self.squared / spread) if spread > 0 else (0.0 if self.squared == 0 else math.inf)
+        if spread > _CONSTANT * self.bb:
+            error = math.sqrt(self.squared / spread)
+        else:
+            error = 0.0 if self.squared <= _ROUNDING * self.bb else math.inf
         norms = math.sqrt(self.aa * self.bb)
         asked = self.gates.rtol is not None or self.gates.atol is not None
         return Comparison(

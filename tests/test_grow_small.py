@@ -265,6 +265,32 @@ def test_of_readers_with_one_name_the_worst_counts():
     assert worst > grown.verdict.targets["same"].rel_error
 
 
+@pytest.mark.parametrize("method", ["alg3", "random"])
+def test_held_out_targets_that_do_not_vary_have_no_error_to_write(method):
+    """All samples but one, which is fitted, are equal: the error of the held-out ones divides by 0."""
+    x = np.ones((300, 5), np.float32)
+    x[0] = 2  # fitted at seed 0
+    grown = oc.grow(mlp(), "first", {"x": x}, method=method, keep=1, ridge=0.1)
+    assert grown.site_error == np.inf
+    (written,) = provenance.read(grown.model)
+    assert written["site_error"] is None
+    assert written["fitted_error"] == grown.sites[0].fitted_error
+
+
+def test_a_child_that_can_not_run_is_a_failed_verdict(monkeypatch):
+    from onnx_compnet import pipeline
+
+    def refuse(*_):
+        raise oc.VerificationError("the checker says no")
+
+    monkeypatch.setattr(pipeline.model_io, "check", refuse)
+    x = np.random.default_rng(0).normal(size=(400, 5)).astype(np.float32)
+    with pytest.raises(oc.VerificationError, match="the checker says no") as caught:
+        oc.grow(mlp(), "first", {"x": x}, candidates=12)
+    assert np.isnan(caught.value.growth.site_error)
+    assert provenance.read(caught.value.growth.model)[0]["site_error"] is None
+
+
 def test_batch_size_does_not_show():
     x = np.random.default_rng(0).normal(size=(1000, 5)).astype(np.float32)
     for method in ("alg2", "alg3"):

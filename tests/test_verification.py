@@ -110,11 +110,25 @@ def test_minus_infinity_in_both_is_a_mask_and_passes():
     assert verdict.outputs["y"].rel_error == 0
 
 
-@pytest.mark.parametrize("other", [np.inf, np.nan])
-def test_another_infinity_than_the_parents_fails_without_any_gate(other):
-    w = RNG.normal(size=(4, 3))
-    models = [linear(w, np.array([0.0, value, 0.0])) for value in (-np.inf, other)]
-    assert not oc.verify(*models, "random:9", max_rel_error=None, min_agreement=None)
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_another_value_that_is_not_finite_fails(value):
+    w, b = RNG.normal(size=(4, 3)), np.array([0.0, -np.inf, 0.0])
+    other = np.array([0.0, value, 0.0])
+    verdict = oc.verify(linear(w, b), linear(w, other), "random:9", max_rel_error=None, min_agreement=None)
+    assert not verdict
+    assert "infinity" in verdict.failures[0]
+
+
+@pytest.mark.parametrize("level", [0.3, -1e6, 1e-6])
+def test_constant_output_that_is_met_to_rounding_has_no_error(level):
+    """The mean of equal numbers need not equal them: what is left of the spread is no scale."""
+    w, b = np.zeros((4, 3)), np.full(3, level)
+    x = np.zeros((1000, 4), np.float32)
+    met = oc.verify(linear(w, b), linear(w, b * (1 + 1e-7)), {"x": x}, batch_size=7)
+    assert met
+    assert met.outputs["y"].rel_error == 0
+    missed = oc.verify(linear(w, b), linear(w, b * (1 + 1e-4)), {"x": x}, batch_size=7)
+    assert missed.outputs["y"].rel_error == np.inf
 
 
 def test_constant_output_that_moves_is_infinitely_wrong():
