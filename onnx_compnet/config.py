@@ -100,18 +100,23 @@ class GrowOptions:
         _choice("mode", self.mode, MODES)
         _choice("init", self.init, INITS)
         _choice("activation", self.activation, ACTIVATION_NAMES)
-        _whole("candidates", self.candidates, 1)
-        _whole("keep", self.keep, 1)
-        _whole("kernel", self.kernel, 1)
-        _whole("max_samples", self.max_samples, 2)
-        _whole("batch_size", self.batch_size, 1)
-        _whole("seed", self.seed, 0)
-        _real("lam", self.lam, above=0.0)
-        _real("alpha", self.alpha, least=0.0)
-        _real("ridge", self.ridge, least=0.0, below=1.0)
-        _real("holdout", self.holdout, above=0.0, below=1.0)
-        _real("max_rel_error", self.max_rel_error, above=0.0)
-        _real("min_agreement", self.min_agreement, least=0.0, most=1.0)
+        checked = {
+            "candidates": whole("candidates", self.candidates, 1, optional=True),
+            "keep": whole("keep", self.keep, 1, optional=True),
+            "kernel": whole("kernel", self.kernel, 1),
+            "max_samples": whole("max_samples", self.max_samples, 2, optional=True),
+            "batch_size": whole("batch_size", self.batch_size, 1, optional=True),
+            "seed": whole("seed", self.seed, 0),
+            "lam": real("lam", self.lam, above=0.0),
+            "alpha": real("alpha", self.alpha, least=0.0),
+            "ridge": real("ridge", self.ridge, least=0.0, below=1.0),
+            "holdout": real("holdout", self.holdout, above=0.0, below=1.0),
+            "max_rel_error": real("max_rel_error", self.max_rel_error, above=0.0, optional=True),
+            "min_agreement": real("min_agreement", self.min_agreement, least=0.0, most=1.0, optional=True),
+        }
+        for name, value in checked.items():  # plain numbers, whatever kind of number was given
+            object.__setattr__(self, name, value)
+        check_mappings(self.batch_axis, self.shape)
         if self.method == "random" and self.keep is None:
             raise UsageError("method random has no width of its own: give --keep C (keep=C)")
         if self.candidates is not None and self.keep is not None and self.keep > self.candidates:
@@ -140,14 +145,16 @@ def _choice(name: str, value: object, known: Sequence[str]) -> None:
         raise UsageError(f"{_flag(name)} {value!r} is not one of {', '.join(known)}")
 
 
-def _whole(name: str, value: object, least: int) -> None:
-    if value is None:
-        return
+def whole(name: str, value: object, least: int, *, optional: bool = False) -> int | None:
+    """``value`` as an int of at least ``least``; None stays None where ``optional``. Raises UsageError."""
+    if value is None and optional:
+        return None
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise UsageError(f"{_flag(name)} must be a whole number of at least {least}, not {value!r}")
+    return int(value)
 
 
-def _real(
+def real(
     name: str,
     value: object,
     *,
@@ -155,13 +162,15 @@ def _real(
     least: float = -math.inf,
     below: float = math.inf,
     most: float = math.inf,
-) -> None:
-    if value is None:
-        return
+    optional: bool = False,
+) -> float | None:
+    """``value`` as a finite float within the bounds; None stays None where ``optional``. Raises UsageError."""
+    if value is None and optional:
+        return None
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         number = float(value)
         if math.isfinite(number) and above < number < below and least <= number <= most:
-            return
+            return number
     bounds = [
         f"above {above:g}" if above > -math.inf else "",
         f"at least {least:g}" if least > -math.inf else "",
@@ -169,3 +178,18 @@ def _real(
         f"at most {most:g}" if most < math.inf else "",
     ]
     raise UsageError(f"{_flag(name)} must be a number {' and '.join(b for b in bounds if b)}, not {value!r}")
+
+
+def check_mappings(batch_axis: object, shape: object) -> None:
+    """Raise UsageError unless both are {input name: …} of the right kind, or None."""
+    if batch_axis is not None and not (
+        isinstance(batch_axis, Mapping)
+        and all(k is None or isinstance(k, str | numbers.Integral) for k in batch_axis.values())
+    ):
+        raise UsageError(f"--batch-axis must map inputs to axes (or None), not be {batch_axis!r}")
+    if shape is not None and not (
+        isinstance(shape, Mapping)
+        and all(isinstance(sizes, Sequence) and not isinstance(sizes, str) for sizes in shape.values())
+        and all(isinstance(size, numbers.Integral) for sizes in shape.values() for size in sizes)
+    ):
+        raise UsageError(f"--shape must map inputs to their sizes, not be {shape!r}")

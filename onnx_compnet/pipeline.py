@@ -15,37 +15,41 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 
 from onnx_compnet.collect import ReaderGroup, Statistics, collect, first_scale, reader_groups
-from onnx_compnet.config import GrowOptions, activation_named
-from onnx_compnet.errors import ResourceError, UsageError, VerificationError
+from onnx_compnet.config import GrowOptions
+from onnx_compnet.errors import DataError, ResourceError, UsageError, VerificationError
 from onnx_compnet.graph import model_io, names, provenance, prune
 from onnx_compnet.graph.names import TENSOR_PREFIX
 from onnx_compnet.graph.sites import Site, refusals
 from onnx_compnet.graph.splice import splice
 from onnx_compnet.growth import CurvePoint, Growth, SiteGrowth
-from onnx_compnet.layers import Activation, CandidateLayer, NewLayers, ReaderWeights
+from onnx_compnet.layers import CandidateLayer, NewLayers, ReaderWeights
 from onnx_compnet.numerics import initialise
 from onnx_compnet.numerics.algorithms import Problem, Selection, select
 from onnx_compnet.numerics.rows import output_channel_axis
+from onnx_compnet.planning import (
+    FOLDS,
+    Job,
+    Place,
+    activation_at,
+    candidate_layer,
+    neurons,
+    prepare,
+    refuse_large,
+)
 from onnx_compnet.report import provenance as provenance_of
-from onnx_compnet.runtime.device import Device, available_memory, peak_memory
-from onnx_compnet.runtime.device import select as select_device
+from onnx_compnet.runtime.device import peak_memory
 from onnx_compnet.runtime.session import Session
-from onnx_compnet.runtime.sources import DataOptions, Source, open_data
-from onnx_compnet.runtime.split import Split, split
 from onnx_compnet.verification import MAX_REL_ERROR, MIN_AGREEMENT, Gates, Target, Verdict, compare
 
 log = logging.getLogger(__name__)
 
-FOLDS = 5  # Algorithm 2 alternates over this many folds of the samples
-
 
 def grow(
     model: onnx.ModelProto | str | Path,
-    after: str | Sequence[str],
+    after: Place | Sequence[Place],
     data: Any,
     *,
     options: GrowOptions | None = None,
@@ -58,8 +62,8 @@ def grow(
     model
         The parent, or its path; it is never changed.
     after
-        Node, output tensor, weight prefix or scope (see :func:`onnx_compnet.find_sites`); a list grows several
-        layers in graph order, each solved on the model grown so far.
+        Node, output tensor, weight prefix or scope, or a Site (see :func:`onnx_compnet.find_sites`); a list grows
+        several layers in graph order, each solved on the model grown so far.
     data
         Path (npz, npy, folder, ``FILE.py:function``), ``"random:N"``, a dict of arrays, a torch DataLoader, or a
         callable that returns a fresh iterator of feeds.
@@ -76,64 +80,24 @@ def grow(
     options = (options or GrowOptions()).changed(changes)
     stopwatch = _Stopwatch()
     with stopwatch("load"):
-        job = _prepare(model, after, data, options)
+        job = prepare(model, after, data, options)
     current, steps = job.parent, []
-    for planned in job.sites:
-        site = replace(
-            names.resolve(current, TENSOR_PREFIX + planned.tensor, planned.mode), name=planned.name
-        )
-        current, step = _grow_site(current, site, job, options, stopwatch)
-        steps.append(step)
-    with stopwatch("verify"):
-        verdict = _verdict(current, steps, job, options)
+    with _out_of_memory_said():
+        for planned in job.sites:
+            site = names.resolve(current, TENSOR_PREFIX + planned.tensor, planned.mode)
+            try:
+                current, step = _grow_site(current, replace(site, name=planned.name), job, options, stopwatch)
+            except DataError as error:
+                raise DataError(f"site {planned.name}: {error}") from error
+            steps.append(step)
+        with stopwatch("verify"):
+            verdict = _verdict(current, steps, job, options)
     growth = _growth(current, steps, verdict, job, options, stopwatch)
     for warning in growth.warnings:
         log.warning(warning)
     if not verdict:
         raise VerificationError("; ".join(verdict.failures), growth)
     return growth
-
-
-def plan(
-    model: onnx.ModelProto | str | Path,
-    after: str | Sequence[str],
-    data: Any,
-    *,
-    options: GrowOptions | None = None,
-    **changes: Any,
-) -> str:
-    """Say what :func:`grow` would do with these arguments, after the checks that need no forward pass."""
-    options = (options or GrowOptions()).changed(changes)
-    job = _prepare(model, after, data, options)
-    lines = []
-    for site in job.sites:
-        candidate = _candidate(site, options)
-        Dn = len(candidate.b1)
-        _refuse_large(site, Dn, job.device)
-        kernel = "×".join(map(str, candidate.W1.shape[2:]))
-        lines += [
-            f"site        {site.name}: tensor {site.tensor}, {site.channels} channels, "
-            f"read by {', '.join(site.readers)}",
-            f"new layer   {' '.join(filter(None, (site.kind, kernel)))} + {candidate.activation}, {Dn} candidates",
-            f"method      {options.method}, at most {options.keep or Dn} kept",
-            f"columns     {Dn * site.max_taps} ({Dn} candidates × {site.max_taps}), "
-            f"about {_gram_bytes(site, Dn) / 2**20:.0f} MiB for their moments",
-        ]
-    counts = f"{job.split.fit.samples} to fit, {job.split.held_out.samples} held out"
-    lines += [f"samples     {counts}, of {job.source.description}", f"device      {job.device.name}"]
-    return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class _Job:
-    """Everything that is fixed before the first forward pass."""
-
-    parent: onnx.ModelProto
-    parent_sha256: str
-    sites: tuple[Site, ...]
-    device: Device
-    source: Source
-    split: Split
 
 
 @dataclass(frozen=True)
@@ -146,6 +110,17 @@ class _Step:
     targets: tuple[tuple[str, str], ...]
     rows: int
     columns: int
+
+
+@contextmanager
+def _out_of_memory_said() -> Iterator[None]:
+    """torch's CPU allocator raises a bare RuntimeError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+            raise
+        raise ResourceError("out of memory: lower --candidates, --batch-size or --kernel") from error
 
 
 class _Stopwatch:
@@ -161,117 +136,20 @@ class _Stopwatch:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-def _prepare(
-    model: onnx.ModelProto | str | Path, after: str | Sequence[str], data: Any, options: GrowOptions
-) -> _Job:
-    parent = model_io.as_model(model)
-    sites = _sites(parent, [after] if isinstance(after, str) else list(after), options.mode)
-    device = select_device(options.device)
-    data_options = DataOptions.of(
-        batch_size=options.batch_size,
-        max_samples=options.max_samples,
-        scale=options.scale,
-        mean=options.mean,
-        std=options.std,
-        batch_axis=options.batch_axis,
-        shapes=options.shape,
-        seed=options.seed,
-    )
-    inputs = model_io.inputs(parent)
-    source = open_data(data, inputs, data_options)
-    held_out = None if options.holdout_data is None else open_data(options.holdout_data, inputs, data_options)
-    parts = split(
-        source,
-        holdout=options.holdout,
-        held_out_source=held_out,
-        seed=options.seed,
-        max_samples=options.max_samples,
-        folds=FOLDS,
-        batch_size=options.batch_size,
-    )
-    return _Job(parent, model_io.sha256(model), sites, device, source, parts)
-
-
-def _sites(parent: onnx.ModelProto, after: list[str], mode: str) -> tuple[Site, ...]:
-    """Resolve the names; in graph order, whatever order they were given in."""
-    if not after:
-        raise UsageError("say where to grow: after=NAME (--after NAME)")
-    sites = [names.resolve(parent, name, mode) for name in after]
-    tensors = [site.tensor for site in sites]
-    for index, tensor in enumerate(tensors):
-        if tensor in tensors[:index]:
-            other = after[tensors.index(tensor)]
-            raise UsageError(
-                f"--after {after[index]} and --after {other} name the same place, tensor {tensor}"
-            )
-    return tuple(sorted(sites, key=lambda site: min(reader.index for reader in site.linear)))
-
-
-def _activation(site: Site, options: GrowOptions) -> Activation:
-    return site.activation if options.activation == "auto" else activation_named(options.activation)
-
-
-def _candidate(site: Site, options: GrowOptions, t_scale: float = 1.0) -> CandidateLayer:
-    activation, kernel = _activation(site, options), _kernel(site, options.kernel)
-    block = site.mode == "block"
-    return initialise.candidates(
-        site.kind,
-        site.channels,
-        options.candidates or (3 if block else 2) * site.channels,
-        kernel,
-        activation,
-        init=options.init,
-        seed=options.seed,
-        dtype=np.dtype(site.dtype),
-        channel_axis=site.channel_axis,
-        core=initialise.exact_core(site.channels, kernel, activation, t_scale) if block else None,
-    )
-
-
-def _kernel(site: Site, kernel: int) -> tuple[int, ...]:
-    """K in each spatial direction, but no wider than reaches from end to end: taps beyond only ever see zeros."""
-    if site.kind != "conv":
-        return ()
-    return tuple(min(kernel, 2 * size - 1) if isinstance(size, int) else kernel for size in site.spatial)
-
-
-def _gram_bytes(site: Site, Dn: int) -> int:
-    """Bytes at the peak: fitted and held-out co-moments, a product, a factor and a work copy, in float64."""
-    return 5 * 8 * (Dn * site.max_taps) ** 2
-
-
-def _refuse_large(site: Site, Dn: int, device: Device) -> None:
-    needed, available = _gram_bytes(site, Dn), available_memory(device)
-    if needed <= available:
-        return
-    taps = site.max_taps
-    fewer = int((available / 40) ** 0.5 / taps)
-    advice = [f"lower --candidates to {fewer} or less"] if fewer >= 1 else []
-    flattened = [reader for reader in site.linear if reader.between]
-    if flattened:
-        behind = flattened[0].input
-        advice.append(f"insert behind the Flatten instead (--after {behind})")
-    raise ResourceError(
-        f"site {site.name}: {Dn} candidates × {taps} columns each make a Gram matrix of {Dn * taps:,} columns, "
-        f"which needs {needed / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are available; "
-        + ", or ".join(advice)
-    )
-
-
 def _grow_site(
-    model: onnx.ModelProto, site: Site, job: _Job, options: GrowOptions, stopwatch: _Stopwatch
+    model: onnx.ModelProto, site: Site, job: Job, options: GrowOptions, stopwatch: _Stopwatch
 ) -> tuple[onnx.ModelProto, _Step]:
-    Dn = len(_candidate(site, options).b1)
+    Dn = neurons(site, options)
     if options.keep is not None and options.keep > Dn:
         raise UsageError(f"--keep {options.keep} is more than the {Dn} candidates at {site.name}")
-    _refuse_large(site, Dn, job.device)
+    refuse_large(site, Dn, options.kernel, job.device)
     groups = reader_groups(site)
     with stopwatch("capture"):
         outputs = dict.fromkeys([site.tensor, *(reader.output for reader in site.linear)])
         session = Session(prune.prefix(model, list(outputs)), job.device)
-        exact = _activation(site, options).name in initialise.EXACT_PAIRS
+        exact = activation_at(site, options).name in initialise.EXACT_PAIRS
         t_scale = first_scale(session, job.split.fit, site) if site.mode == "block" and not exact else 1.0
-        candidate = _candidate(site, options, t_scale)
+        candidate = candidate_layer(site, options, t_scale)
         bar = f"{site.name}: " if options.progress else None
         fitted = collect(
             session, job.split.fit, site, candidate, groups, folds=FOLDS, progress=bar and bar + "fit"
@@ -327,10 +205,9 @@ def _survivors(candidate: CandidateLayer, selection: Selection) -> NewLayers:
     )
 
 
-def _verdict(child: onnx.ModelProto, steps: Sequence[_Step], job: _Job, options: GrowOptions) -> Verdict:
+def _verdict(child: onnx.ModelProto, steps: Sequence[_Step], job: Job, options: GrowOptions) -> Verdict:
     """Check the finished child and measure it; a child that can't run is a failed verdict, not a lost one."""
     device, held_out = job.device, job.split.held_out
-    data = job.source.description
     gates = Gates(options.max_rel_error, options.min_agreement)
     targets = [
         Target(parent, child_name, output_channel_axis(reader.geometry))
@@ -339,20 +216,30 @@ def _verdict(child: onnx.ModelProto, steps: Sequence[_Step], job: _Job, options:
     ]
     try:
         model_io.check(child, job.parent)
-        return compare(
-            job.parent, child, held_out, device,
-            gates=gates, targets=targets, data=data, random_data=job.source.is_random,
+        verdict = compare(
+            job.parent,
+            child,
+            held_out,
+            device,
+            gates=gates,
+            targets=targets,
+            data=job.data,
+            random_data=job.random_data,
             progress="verify" if options.progress else None,
-        )  # fmt: skip
+        )
     except VerificationError as error:
-        return Verdict({}, (str(error),), 0, data, job.source.is_random, device.name, ())
+        return Verdict({}, (str(error),), 0, job.data, job.random_data, device.name, ())
+    if options.min_agreement is not None and all(c.agreement is None for c in verdict.outputs.values()):
+        missing = "--min-agreement is set, but no output of the model looks like class scores"
+        return replace(verdict, failures=(*verdict.failures, missing))
+    return verdict
 
 
 def _growth(
     child: onnx.ModelProto,
     steps: Sequence[_Step],
     verdict: Verdict,
-    job: _Job,
+    job: Job,
     options: GrowOptions,
     stopwatch: _Stopwatch,
 ) -> Growth:
@@ -364,8 +251,8 @@ def _growth(
         seed=options.seed,
         samples_fitted=job.split.fit.samples or 0,
         samples_held_out=verdict.samples,
-        data=job.source.description,
-        random_data=job.source.is_random,
+        data=job.data,
+        random_data=job.random_data,
         device=job.device.name,
         providers=verdict.providers,
         parent_sha256=job.parent_sha256,
@@ -373,7 +260,7 @@ def _growth(
         parameters_after=model_io.parameter_count(child),
         seconds=dict(stopwatch.seconds),
         peak_memory=peak_memory(),
-        warnings=_warnings(steps, verdict, job),
+        warnings=_warnings(steps, verdict, job, options),
         refusals=tuple(refusals(job.parent)),
     )
     provenance.write(child, [provenance_of(growth)])
@@ -413,7 +300,7 @@ def _site_growth(step: _Step, verdict: Verdict, options: GrowOptions) -> SiteGro
     )
 
 
-def _warnings(steps: Sequence[_Step], verdict: Verdict, job: _Job) -> tuple[str, ...]:
+def _warnings(steps: Sequence[_Step], verdict: Verdict, job: Job, options: GrowOptions) -> tuple[str, ...]:
     found = [f"{step.site.name}: {warning}" for step in steps for warning in step.selection.warnings]
     for name, c in verdict.outputs.items():
         if c.agreement is not None and c.agreement < MIN_AGREEMENT:
@@ -422,6 +309,15 @@ def _warnings(steps: Sequence[_Step], verdict: Verdict, job: _Job) -> tuple[str,
             found.append(
                 f"{name}: relative error on held-out samples is {c.rel_error:.3g}, above {MAX_REL_ERROR}"
             )
-    if job.source.is_random:
+    if verdict.not_compared:
+        found.append(f"not compared, as no numeric tensor: {', '.join(verdict.not_compared)}")
+    for step in steps:
+        used = step.candidate.W1.shape[2:]
+        if any(size < options.kernel for size in used):
+            size = "×".join(map(str, used))
+            found.append(
+                f"{step.site.name}: a kernel of {size} reaches every position, {options.kernel} is not needed"
+            )
+    if job.random_data:
         found.append("fitted and measured on random data: no figure here says anything about real inputs")
     return tuple(found)

@@ -23,8 +23,8 @@ import onnx
 import torch
 from torch import Tensor
 
-from onnx_compnet.config import Normalisation
-from onnx_compnet.errors import InputError, UsageError, VerificationError
+from onnx_compnet.config import Normalisation, check_mappings, real, whole
+from onnx_compnet.errors import InputError, VerificationError
 from onnx_compnet.graph import model_io, prune
 from onnx_compnet.runtime.batches import Batches
 from onnx_compnet.runtime.capture import capture
@@ -63,11 +63,16 @@ class Gates:
 
     def __post_init__(self) -> None:
         for name in ("max_rel_error", "rtol", "atol"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise UsageError(f"--{name.replace('_', '-')} must be a finite number ≥ 0, not {value!r}")
-        if self.min_agreement is not None and not 0 <= self.min_agreement <= 1:
-            raise UsageError(f"--min-agreement must lie between 0 and 1, not {self.min_agreement!r}")
+            object.__setattr__(self, name, real(name, getattr(self, name), least=0.0, optional=True))
+        agreement = real("min_agreement", self.min_agreement, least=0.0, most=1.0, optional=True)
+        object.__setattr__(self, "min_agreement", agreement)
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a bound at all."""
+        return any(
+            bound is not None for bound in (self.max_rel_error, self.min_agreement, self.rtol, self.atol)
+        )
 
 
 @dataclass(frozen=True)
@@ -113,9 +118,8 @@ class _Difference:
             self.equal += int((parent.argmax(-1) == child.argmax(-1)).sum())
             self.ranked += parent.shape[:-1].numel()
         b, a = parent.to(torch.float64), child.to(torch.float64)
-        # the same infinity in both (a mask of -inf, say), or NaN in both, is no difference; any other one is
-        same = torch.isfinite(a) & torch.isfinite(b) | (a == b) | (a.isnan() & b.isnan())
-        self.finite &= bool(same.all())
+        # the same infinity in both (a mask of -inf, say) is no difference; any other one is, and so is NaN
+        self.finite &= bool((torch.isfinite(a) & torch.isfinite(b) | (a == b)).all())
         a, b = a.nan_to_num(0.0, 0.0, 0.0), b.nan_to_num(0.0, 0.0, 0.0)
         difference = (a - b).abs()
         self.max_abs = max(self.max_abs, float(difference.max()))
@@ -263,6 +267,10 @@ def verify(
         As in :mod:`onnx_compnet.errors`.
     """
     gates = Gates(max_rel_error, min_agreement, rtol, atol)
+    max_samples = whole("max_samples", max_samples, 1, optional=True)
+    batch_size = whole("batch_size", batch_size, 1, optional=True)
+    seed = whole("seed", seed, 0) or 0
+    check_mappings(batch_axis, shape)
     parent_model, child_model = model_io.as_model(parent), model_io.as_model(child)
     options = DataOptions.of(
         batch_size=batch_size,
@@ -304,10 +312,12 @@ def _listed(specs: Mapping[str, str]) -> str:
 
 def _failures(outputs: Mapping[str, Comparison], gates: Gates) -> list[str]:
     failures = []
+    if not outputs and gates.any:
+        failures.append("nothing was compared: no output of the model is a numeric tensor")
     for name, c in outputs.items():
         if not c.finite:
             failures.append(
-                f"{name}: not finite where the parent's is (or the other way round), or another infinity"
+                f"{name}: NaN, or not finite where the parent's is (or the other way round), or another infinity"
             )
         if gates.max_rel_error is not None and not c.rel_error <= gates.max_rel_error:
             failures.append(f"{name}: relative error {c.rel_error:.3g} is above {gates.max_rel_error:g}")

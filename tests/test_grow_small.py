@@ -248,6 +248,22 @@ def test_an_output_that_was_constant_and_moves_is_reported():
     assert about["outputs"]["y"]["rel_error"] is None
 
 
+def test_both_sides_of_a_flatten_grow_in_any_order():
+    nodes = [
+        helper.make_node("Relu", ["x"], ["t"]),
+        helper.make_node("Flatten", ["t"], ["f"]),
+        helper.make_node("Gemm", ["f", "w"], ["y"]),
+    ]
+    parent = network(nodes, {"w": normal(8, 2)}, (2, 2, 2), 2)
+    x = np.random.default_rng(0).normal(size=(400, 2, 2, 2)).astype(np.float32)
+    grown = [
+        oc.grow(parent, after=after, data={"x": x}, method="random", candidates=6, keep=6)
+        for after in (["t", "f"], ["f", "t"])
+    ]
+    assert [[site.site.tensor for site in growth.sites] for growth in grown] == [["t", "f"]] * 2
+    assert grown[0].model == grown[1].model
+
+
 def test_of_readers_with_one_name_the_worst_counts():
     nodes = [
         helper.make_node("Relu", ["x"], ["t"]),

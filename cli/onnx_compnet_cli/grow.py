@@ -96,7 +96,8 @@ def run(options: argparse.Namespace) -> int:
     output = None if options.dry_run else checked_output(options)
 
     from onnx_compnet.graph import model_io
-    from onnx_compnet.pipeline import grow, plan
+    from onnx_compnet.pipeline import grow
+    from onnx_compnet.planning import plan
     from onnx_compnet.report import growth_report, growth_text
 
     keywords = {

@@ -63,7 +63,9 @@ def _check_target(path: Path, force: bool) -> None:
     if path.is_dir():
         raise UsageError(f"'{path}' is a directory; give the name of a file in it")
     if path.exists() and not force:
-        raise OutputExistsError(f"'{path}' exists; choose another name or use --force to replace it")
+        raise OutputExistsError(
+            f"'{path}' exists; choose another name, or --force (force=True) to replace it"
+        )
 
 
 def _write(path: Path, fill: Callable[[BinaryIO], None], force: bool) -> None:

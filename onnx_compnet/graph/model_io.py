@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 from pathlib import Path
 
 import onnx
 from onnx import ModelProto, TensorProto, ValueInfoProto
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
-from onnx_compnet.errors import ModelError, VerificationError
+from onnx_compnet.errors import ModelError, UsageError, VerificationError
 from onnx_compnet.graph.index import GraphIndex, is_op, nodes_within, opset, type_shape, without_large_weights
 from onnx_compnet.graph.model_files import PROTOBUF_LIMIT, save, tensors_of
 from onnx_compnet.layers import TensorSpec
@@ -125,8 +126,13 @@ def as_model(model: str | Path | ModelProto) -> ModelProto:
 
     Raises:
         ModelError: see ``load``.
+        UsageError: it is neither.
     """
-    return model if isinstance(model, ModelProto) else load(model)
+    if isinstance(model, ModelProto):
+        return model
+    if not isinstance(model, str | os.PathLike):
+        raise UsageError(f"a model is a path or an onnx.ModelProto, not {type(model).__name__}")
+    return load(model)
 
 
 def check(model: ModelProto, parent: ModelProto | None = None) -> None:

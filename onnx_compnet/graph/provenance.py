@@ -29,11 +29,23 @@ def read(model: ModelProto) -> list[dict[str, Any]]:
         raise ModelError(
             f"the model's metadata '{GROWTHS_KEY}' is not JSON ({error}); remove it or take the original file"
         ) from None
-    if not isinstance(growths, list) or not all(isinstance(item, dict) for item in growths):
+    if not isinstance(growths, list) or not all(map(_is_growth, growths)):
         raise ModelError(
             f"the model's metadata '{GROWTHS_KEY}' is no list of growths; remove it or take the original file"
         )
     return growths
+
+
+def _is_growth(item: object) -> bool:
+    """Whether it has the form that readers of the provenance count on."""
+    if not isinstance(item, dict):
+        return False
+    sites, parts = item.get("sites", []), [item.get("samples", {}), item.get("outputs", {})]
+    return (
+        isinstance(sites, list)
+        and all(isinstance(entry, dict) for entry in (*sites, *parts))
+        and all(isinstance(measures, dict) for measures in parts[1].values())
+    )
 
 
 def write(model: ModelProto, growths: list[dict[str, Any]]) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from onnx import ModelProto
 
+from onnx_compnet.graph.model_io import as_model
 from onnx_compnet.graph.names import Names
 from onnx_compnet.graph.structures import Reader, Refusal, Site
 from onnx_compnet.graph.survey import survey
@@ -11,14 +14,15 @@ from onnx_compnet.graph.survey import survey
 __all__ = ["Reader", "Refusal", "Site", "find_sites", "refusals"]
 
 
-def find_sites(model: ModelProto) -> list[Site]:
+def find_sites(model: ModelProto | str | Path) -> list[Site]:
     """The tensors in front of which a layer can be grown, in graph order.
 
-    Every linear node of the model is a reader of one of them, or among the ``refusals``.
+    Every linear node of the model (or of the one in that file) is a reader of one of them, or among the
+    ``refusals``.
     """
-    return list(Names(survey(model)).sites.values())
+    return list(Names(survey(as_model(model))).sites.values())
 
 
-def refusals(model: ModelProto) -> list[Refusal]:
+def refusals(model: ModelProto | str | Path) -> list[Refusal]:
     """The linear nodes in front of which nothing can be grown, in graph order, each with its reason."""
-    return list(survey(model).refusals)
+    return list(survey(as_model(model)).refusals)

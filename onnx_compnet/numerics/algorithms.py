@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from onnx_compnet.errors import UsageError
+from onnx_compnet.errors import DataError, UsageError
 from onnx_compnet.numerics import problems as sites
 from onnx_compnet.numerics import ridge
 from onnx_compnet.numerics.iilasso import MAX_ITR, Solution, Statistics, cap_search
@@ -195,9 +195,9 @@ def alg3(
     of λ_max = max|c|. ``keep`` caps the survivors by raising λ. ``path_points`` values of λ, from .8 to .01
     of λ_max, make the ``curve`` (0: none).
 
-    Raises DataError when the candidates have no fewer columns than there are rows; UsageError for options
-    out of range, ``lam`` >= 1, which leaves no neuron, targets that do not vary, and a cap that can't be
-    met.
+    Raises DataError when the candidates have no fewer columns than there are rows, or no target varies;
+    UsageError for options
+    out of range, ``lam`` >= 1, which leaves no neuron, and a cap that can't be met.
 
     Differs from the paper: λ is relative, as λ_max may be .12 and λ = .1 would leave next to nothing; W2 is
     refitted on the survivors (``refit=False``: the rows of W2 scaled by β, with β = 1 the paper's); step 3
@@ -209,7 +209,9 @@ def alg3(
     W2s = [fit.W2 for fit in fits]
     K, c, variance = hadamard_statistics(pool.problems, W2s)
     if not variance:
-        raise UsageError("no reader's output varies on this data, so there is nothing to fit")
+        raise DataError(
+            "no reader's output varies on this data, so there is nothing to fit; give other samples"
+        )
     d = K.diagonal().clamp(min=0).sqrt()
     used = (d > 1e-12 * d.max()).nonzero().reshape(-1)  # W2_i = 0: nothing reads this neuron
     K, c, d = K[used][:, used], c[used], d[used]

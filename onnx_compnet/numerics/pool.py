@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onnx_compnet.errors import UsageError
+from onnx_compnet.errors import DataError, UsageError
 from onnx_compnet.numerics import problems as sites
 from onnx_compnet.numerics.iilasso import Solution
 from onnx_compnet.numerics.moments import Covariance
@@ -62,7 +62,7 @@ class Pool:
         full = sites.arranged(problems)
         alive = sites.alive(full)
         if not len(alive):
-            raise UsageError("no candidate's activation varies on this data; give other data, init or seed")
+            raise DataError("no candidate's activation varies on this data; give other samples, init or seed")
         return cls(sites.neurons(full[0]), alive, tuple(sites.restricted(p, alive) for p in full))
 
     def folds(self, x_folds: Sequence[Covariance]) -> list[Covariance]:

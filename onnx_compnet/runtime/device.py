@@ -51,12 +51,13 @@ class Device:
 CPU = Device("cpu", torch.device("cpu"), ((CPU_PROVIDER, ()),), "cpu", 0)
 
 
-def select(name: str) -> Device:
+def select(name: str | torch.device) -> Device:
     """The device called ``name``: "auto", "cpu", "cuda" (the first one) or "cuda:i".
 
     "auto" takes CUDA only where torch and onnxruntime can both use it, and logs what it took and why. "cuda"
     never falls back. Raises UsageError for any other string, ResourceError for a CUDA device that is absent.
     """
+    name = str(name)
     if name == "cpu":
         return CPU
     if name == "auto":

@@ -72,7 +72,7 @@ class CallableSource(FeedSource):
                 yield item
         except CompnetError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if not self._wrap:
                 raise
             told = " ".join(str(error).split())
@@ -142,7 +142,7 @@ def load_function(text: str) -> Callable[[], Iterable[Any]]:
     sys.modules[module_name] = module  # pickling (worker processes) looks it up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         told = " ".join(str(error).split())
         raise DataError(f"{path} can't be imported, {type(error).__name__}: {told}") from error

@@ -133,7 +133,7 @@ class RandomSource(SampleSource):
             declared = "no shape" if spec.shape is None else shown(spec.shape)
             raise UsageError(
                 f"random data needs the shape of input {spec.name!r}, which declares {declared}: say "
-                f"--shape {spec.name}=1,3,224,224 with its own sizes (Python: shapes={{{spec.name!r}: (…)}})"
+                f"--shape {spec.name}=1,3,224,224 with its own sizes (Python: shape={{{spec.name!r}: (…)}})"
             )
         return tuple(dim if isinstance(dim, int) else 1 for dim in spec.shape)
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Self, TypeAlias
 
+import numpy as np
+import torch
+
 from onnx_compnet.errors import UsageError
 
 Scaling: TypeAlias = Any
@@ -80,6 +83,12 @@ def entries(value: Scaling, option: str) -> dict[str | None, tuple[float, ...]]:
     """
     if value is None:
         return {}
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        value = value.tolist()
+    if not isinstance(value, (str, Real, Mapping, Sequence)):
+        raise UsageError(
+            f"{option} can't be {type(value).__name__}: say a number, one a channel, or {{input: …}}"
+        )
     if isinstance(value, (str, Real)):
         pairs = [_entry(value, option)]
     elif isinstance(value, Mapping):

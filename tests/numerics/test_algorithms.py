@@ -312,7 +312,7 @@ def test_neurons_that_do_not_vary_are_dropped_and_counted(site: Site, method: st
 
 
 def test_nothing_left_alive(site: Site) -> None:
-    with pytest.raises(UsageError, match="no candidate"):
+    with pytest.raises(DataError, match="no candidate"):
         alg3([kill(site, list(range(24))).problem])
 
 
@@ -388,7 +388,7 @@ def test_bad_options(site: Site, options: dict[str, object], message: str) -> No
 
 def test_targets_that_do_not_vary(site: Site) -> None:
     problem = Problem(Moments.from_rows(site.A, torch.ones(len(site.A), 2, dtype=torch.float64)), None)
-    with pytest.raises(UsageError, match="no reader's output varies"):
+    with pytest.raises(DataError, match="no reader's output varies"):
         alg3([problem])
     assert random_subset([problem], keep=3).fitted_error == 0
 

@@ -1,0 +1,202 @@
+"""What a growth will do: the places, the candidates, the samples and the memory, before any forward pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnx_compnet.config import GrowOptions, activation_named
+from onnx_compnet.errors import ResourceError, UsageError
+from onnx_compnet.graph import model_io, names, provenance
+from onnx_compnet.graph.names import TENSOR_PREFIX
+from onnx_compnet.graph.sites import Site, find_sites
+from onnx_compnet.layers import Activation, CandidateLayer
+from onnx_compnet.numerics import initialise
+from onnx_compnet.runtime.device import Device, available_memory
+from onnx_compnet.runtime.device import select as select_device
+from onnx_compnet.runtime.sources import DataOptions, Source, open_data
+from onnx_compnet.runtime.split import Split, split
+
+Place = str | Site
+
+FOLDS = 5  # Algorithm 2 alternates over this many folds of the samples
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that is fixed before the first forward pass."""
+
+    parent: onnx.ModelProto
+    parent_sha256: str
+    sites: tuple[Site, ...]
+    device: Device
+    source: Source
+    held_out_source: Source
+    split: Split
+
+    @property
+    def random_data(self) -> bool:
+        """Whether anything was fitted or measured on random numbers."""
+        return self.source.is_random or self.held_out_source.is_random
+
+    @property
+    def data(self) -> str:
+        """What was fitted, and what was measured on where that is something else."""
+        if self.held_out_source is self.source:
+            return self.source.description
+        return f"{self.source.description}, held out: {self.held_out_source.description}"
+
+
+def prepare(
+    model: onnx.ModelProto | str | Path, after: Place | Sequence[Place], data: Any, options: GrowOptions
+) -> Job:
+    """Resolve, check and open everything that a growth needs. Errors as :func:`onnx_compnet.grow`."""
+    parent = model_io.as_model(model)
+    provenance.read(parent)  # what is unreadable there should not turn up after the work
+    sites = _sites(parent, after, options.mode)
+    device = select_device(options.device)
+    data_options = DataOptions.of(
+        batch_size=options.batch_size,
+        max_samples=options.max_samples,
+        scale=options.scale,
+        mean=options.mean,
+        std=options.std,
+        batch_axis=options.batch_axis,
+        shapes=options.shape,
+        seed=options.seed,
+    )
+    inputs = model_io.inputs(parent)
+    source = open_data(data, inputs, data_options)
+    held_out = None if options.holdout_data is None else open_data(options.holdout_data, inputs, data_options)
+    parts = split(
+        source,
+        holdout=options.holdout,
+        held_out_source=held_out,
+        seed=options.seed,
+        max_samples=options.max_samples,
+        folds=FOLDS,
+        batch_size=options.batch_size,
+    )
+    return Job(parent, model_io.sha256(model), sites, device, source, held_out or source, parts)
+
+
+def _sites(parent: onnx.ModelProto, after: Place | Sequence[Place], mode: str) -> tuple[Site, ...]:
+    """Resolve the names; in graph order, whatever order they were given in."""
+    places = [after] if isinstance(after, str | Site) else after
+    if not isinstance(places, Sequence) or not places or not all(isinstance(p, str | Site) for p in places):
+        raise UsageError(f"say where to grow: after=NAME, or a list of names (--after NAME), not {after!r}")
+    called = [place if isinstance(place, str) else TENSOR_PREFIX + place.tensor for place in places]
+    sites = [names.resolve(parent, name, mode) for name in called]
+    tensors = [site.tensor for site in sites]
+    for index, tensor in enumerate(tensors):
+        if tensor in tensors[:index]:
+            other = called[tensors.index(tensor)]
+            raise UsageError(
+                f"--after {called[index]} and --after {other} name the same place, tensor {tensor}"
+            )
+    order = {site.tensor: place for place, site in enumerate(find_sites(parent))}
+
+    def place(site: Site) -> tuple[int, int]:
+        # In front of a Flatten before behind it: the other way round, the readers would be new layers.
+        return min(reader.index for reader in site.linear), order.get(site.tensor, -1)
+
+    return tuple(sorted(sites, key=place))
+
+
+def activation_at(site: Site, options: GrowOptions) -> Activation:
+    """The new layer's activation."""
+    return site.activation if options.activation == "auto" else activation_named(options.activation)
+
+
+def neurons(site: Site, options: GrowOptions) -> int:
+    """N_redundant."""
+    return options.candidates or (3 if site.mode == "block" else 2) * site.channels
+
+
+def candidate_layer(site: Site, options: GrowOptions, t_scale: float = 1.0) -> CandidateLayer:
+    """The candidates, drawn; ``t_scale`` is the site's root mean square where a block needs it."""
+    activation, kernel = activation_at(site, options), _kernel(site, options.kernel)
+    block = site.mode == "block"
+    return initialise.candidates(
+        site.kind,
+        site.channels,
+        neurons(site, options),
+        kernel,
+        activation,
+        init=options.init,
+        seed=options.seed,
+        dtype=np.dtype(site.dtype),
+        channel_axis=site.channel_axis,
+        core=initialise.exact_core(site.channels, kernel, activation, t_scale) if block else None,
+    )
+
+
+def _kernel(site: Site, kernel: int) -> tuple[int, ...]:
+    """K in each spatial direction, but no wider than reaches from end to end: taps beyond only ever see zeros."""
+    if site.kind != "conv":
+        return ()
+    return tuple(min(kernel, 2 * size - 1) if isinstance(size, int) else kernel for size in site.spatial)
+
+
+def memory_needed(site: Site, Dn: int, kernel: int) -> int:
+    """Bytes at the peak: fitted and held-out co-moments, a product, a factor and a work copy, in float64.
+
+    And the candidates' weights, which a wide layer on many channels makes large, while they are drawn.
+    """
+    weights = Dn * site.channels * math.prod(_kernel(site, kernel))
+    return 5 * 8 * (Dn * site.max_taps) ** 2 + 3 * 8 * weights
+
+
+def refuse_large(site: Site, Dn: int, kernel: int, device: Device) -> None:
+    """Raise ResourceError, with the numbers and what to do, where ``memory_needed`` is not to be had."""
+    needed, available = memory_needed(site, Dn, kernel), available_memory(device)
+    if needed <= available:
+        return
+    taps = site.max_taps
+    fewer = int((available / 40) ** 0.5 / taps)
+    advice = [f"lower --candidates to {fewer} or less"] if fewer >= 1 else []
+    flattened = [reader for reader in site.linear if reader.between]
+    if flattened:
+        behind = flattened[0].input
+        advice.append(f"insert behind the Flatten instead (--after {behind})")
+    raise ResourceError(
+        f"site {site.name}: {Dn} candidates × {taps} columns each make a Gram matrix of {Dn * taps:,} columns, "
+        f"which needs {needed / 2**30:.1f} GiB of memory and {available / 2**30:.1f} GiB are available; "
+        + ", or ".join(advice)
+    )
+
+
+def plan(
+    model: onnx.ModelProto | str | Path,
+    after: Place | Sequence[Place],
+    data: Any,
+    *,
+    options: GrowOptions | None = None,
+    **changes: Any,
+) -> str:
+    """Say what :func:`grow` would do with these arguments, after the checks that need no forward pass."""
+    options = (options or GrowOptions()).changed(changes)
+    job = prepare(model, after, data, options)
+    lines = []
+    for site in job.sites:
+        Dn = neurons(site, options)
+        refuse_large(site, Dn, options.kernel, job.device)
+        candidate = candidate_layer(site, options)
+        kernel = "×".join(map(str, candidate.W1.shape[2:]))
+        lines += [
+            f"site        {site.name}: tensor {site.tensor}, {site.channels} channels, "
+            f"read by {', '.join(site.readers)}",
+            f"new layer   {' '.join(filter(None, (site.kind, kernel)))} + {candidate.activation}, {Dn} candidates",
+            f"method      {options.method}, at most {options.keep or Dn} kept",
+            f"columns     {Dn * site.max_taps} ({Dn} candidates × {site.max_taps}), "
+            f"about {memory_needed(site, Dn, options.kernel) / 2**20:.0f} MiB for their moments",
+        ]
+    counts = f"{job.split.fit.samples} to fit, {job.split.held_out.samples} held out"
+    lines += [f"samples     {counts}, of {job.data}", f"device      {job.device.name}"]
+    return "\n".join(lines)
