@@ -114,6 +114,7 @@ def provenance(growth: Growth) -> dict[str, Any]:
         "random_data": growth.random_data,
         "samples": {"fitted": growth.samples_fitted, "held_out": growth.samples_held_out},
         "outputs": comparisons(growth.verdict.outputs),
+        "not_compared": list(growth.verdict.not_compared),
         "parameters": {"before": growth.parameters_before, "after": growth.parameters_after},
         "warnings": list(growth.warnings),
         "sites": sites,

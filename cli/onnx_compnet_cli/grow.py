@@ -8,8 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from onnx_compnet.config import ACTIVATION_NAMES, INITS, METHODS, MODES
-from onnx_compnet.errors import OutputExistsError, UsageError, VerificationError
-from onnx_compnet_cli.options import add_command, add_data, add_json, add_model, data_options, write_json
+from onnx_compnet.errors import (
+    CompnetError,
+    OutputExistsError,
+    ResourceError,
+    UsageError,
+    VerificationError,
+)
+from onnx_compnet_cli.options import (
+    add_command,
+    add_data,
+    add_json,
+    add_model,
+    check_folder,
+    check_json,
+    data_options,
+    only_results_on_stdout,
+    same_file,
+    write_json,
+)
 
 
 def add_to(commands: Any) -> None:
@@ -93,7 +110,12 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(
             "grow needs samples to fit on: --data FILE.npz (or a folder, FILE.py:function, random:N for a trial)"
         )
+    if options.dry_run and options.json:
+        raise UsageError("--dry-run measures nothing, so there is nothing for --json; leave one of them away")
     output = None if options.dry_run else checked_output(options)
+    if output is not None:
+        used = (options.model, options.data, options.holdout_data, output, rejected_path(output))
+        check_json(options, *used)
 
     from onnx_compnet.graph import model_io
     from onnx_compnet.pipeline import grow
@@ -105,27 +127,34 @@ def run(options: argparse.Namespace) -> int:
         **data_options(options),
         "progress": not options.quiet and sys.stderr.isatty(),
     }
-    if options.dry_run:
-        print(plan(options.model, options.after, options.data, **keywords))
+    if output is None:
+        with only_results_on_stdout():
+            text = plan(options.model, options.after, options.data, **keywords)
+        print(text)
         return 0
-    assert output is not None
     try:
-        growth = grow(options.model, options.after, options.data, **keywords)
+        with only_results_on_stdout():
+            growth = grow(options.model, options.after, options.data, **keywords)
     except VerificationError as error:
-        if error.growth is not None:
-            rejected = Path(f"{output}.rejected.onnx")
-            model_io.save(error.growth.model, rejected, force=True)
-            if options.json:
+        if error.growth is None:
+            raise
+        rejected = rejected_path(output)
+        model_io.save(error.growth.model, rejected, force=True)
+        text = f"{error}; the child was put aside at {rejected}"
+        if options.json:
+            try:
                 write_json(growth_report(error.growth, model_io.sha256(rejected)), options.json)
-            raise VerificationError(
-                f"{error}; the child was put aside at {rejected}", error.growth
-            ) from error
-        raise
+            except ResourceError as failure:
+                text += f"; {failure}"
+        raise VerificationError(text, error.growth) from error
     growth.save(output, force=options.force)
-    if options.json:
-        write_json(growth_report(growth, model_io.sha256(output)), options.json)
     if options.json != "-":
         print(growth_text(growth, f"{output} ({output.stat().st_size / 1e6:.2f} MB)"))
+    if options.json:
+        try:
+            write_json(growth_report(growth, model_io.sha256(output)), options.json)
+        except ResourceError as failure:
+            raise ResourceError(f"{failure}; the child is at {output}") from failure
     return 0
 
 
@@ -135,12 +164,18 @@ _GROW_OPTIONS = (
 )  # fmt: skip
 
 
+def rejected_path(output: Path) -> Path:
+    """Where a child goes that did not pass."""
+    return Path(f"{output}.rejected.onnx")
+
+
 def checked_output(options: argparse.Namespace) -> Path:
     """Return the path of the child, refused before any work where it can't be written."""
-    if options.output is None:
+    if not options.output:
         raise UsageError("say where the grown model goes: -o CHILD.onnx (or --dry-run)")
     output, model = Path(options.output), Path(options.model)
-    if output.exists() and model.exists() and output.samefile(model):
+    check_folder(output, "-o")
+    if same_file(output, model):
         raise OutputExistsError(
             f"-o {output} is the model itself, which is never overwritten; name another file"
         )
@@ -148,6 +183,23 @@ def checked_output(options: argparse.Namespace) -> Path:
         raise OutputExistsError(f"-o {output} is a folder; name a file in it")
     if output.exists() and not options.force:
         raise OutputExistsError(f"-o {output} exists; name another file or add --force")
-    if not output.parent.is_dir():
-        raise UsageError(f"the folder {output.parent} of -o does not exist; make it first")
+    rejected = rejected_path(output)
+    check_folder(rejected, "a rejected child")
+    for used in (options.model, options.data, options.holdout_data):
+        if used is not None and (same_file(rejected, Path(used)) or same_file(output, Path(used))):
+            raise OutputExistsError(f"-o {output} (or {rejected}) would replace {used}; name another file")
+    if rejected.is_dir() or (rejected.exists() and not options.force and not _was_grown(rejected)):
+        raise OutputExistsError(
+            f"{rejected}, where a rejected child goes, exists; name another -o or add --force"
+        )
     return output
+
+
+def _was_grown(path: Path) -> bool:
+    """Whether the file is an earlier child, which may be replaced by another rejected one."""
+    from onnx_compnet.graph import model_io, provenance
+
+    try:
+        return bool(provenance.read(model_io.load(path)))
+    except CompnetError:
+        return False

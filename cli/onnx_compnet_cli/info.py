@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from onnx_compnet_cli.options import add_command, add_json, add_model, write_json
+from onnx_compnet_cli.options import add_command, add_json, add_model, check_json, write_json
 
 
 def add_to(commands: Any) -> None:
@@ -27,10 +27,11 @@ def run(options: argparse.Namespace) -> int:
     from onnx_compnet.graph import model_io, provenance
     from onnx_compnet.report import provenance_text
 
+    check_json(options, options.child)
     model = model_io.load(options.child)
     growths = provenance.read(model)
-    if options.json:
-        write_json({"schema": 1, "growths": growths}, options.json)
     if options.json != "-":
         print(provenance_text(growths) if growths else f"{options.child} was not grown by onnx-compnet")
+    if options.json:
+        write_json({"schema": 1, "growths": growths}, options.json)
     return 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import logging
 import os
 import sys
@@ -40,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code (see ``onnx_compnet.errors``)."""
+    _open_streams()
     try:
         options = parser().parse_args(arguments)
     except SystemExit as stop:  # argparse has printed help, version or a usage error
@@ -67,6 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text = f"internal error: {type(error).__name__}: {error}; run again with -vv and report the traceback"
         return _fail(text, 1, options.verbose)
     return code
+
+
+def _open_streams() -> None:
+    """A closed stream swallows what is written; a stream that can't write λ or × writes something else."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 (for good)
+        elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _reader_gone() -> int:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import shtab
+
+from onnx_compnet.errors import ResourceError, UsageError
 
 Values = float | list[float]
 
@@ -51,7 +56,7 @@ def add_data(command: argparse.ArgumentParser) -> None:
     )
     action.complete = shtab.FILE  # type: ignore[attr-defined]
     group.add_argument(
-        "--max-samples", type=int, metavar="N", help="use at most N samples, drawn with --seed"
+        "--max-samples", type=int, metavar="N", help="use at most N samples, held-out ones included"
     )
     group.add_argument("--batch-size", type=int, metavar="B", help="samples a forward pass (default 64)")
     for name, text in (
@@ -93,23 +98,24 @@ def data_options(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "max_samples": options.max_samples,
         "batch_size": options.batch_size,
-        "scale": joined(options.scale),
-        "mean": joined(options.mean),
-        "std": joined(options.std),
-        "batch_axis": dict(options.batch_axis) if options.batch_axis else None,
-        "shape": dict(options.shape) if options.shape else None,
+        "scale": options.scale,
+        "mean": options.mean,
+        "std": options.std,
+        "batch_axis": _by_input(options.batch_axis, "--batch-axis"),
+        "shape": _by_input(options.shape, "--shape"),
         "seed": options.seed,
         "device": options.device,
     }
 
 
-def joined(entries: Sequence[tuple[str | None, Values]] | None) -> Values | dict[str, Values] | None:
-    """One value for all inputs, or {input: value}; "" stands for the inputs that are not named."""
+def _by_input(entries: Sequence[tuple[str, Any]] | None, option: str) -> dict[str, Any] | None:
+    """{input: value}; UsageError where an input comes twice."""
     if not entries:
         return None
-    if len(entries) == 1 and entries[0][0] is None:
-        return entries[0][1]
-    return {name or "": value for name, value in entries}
+    found = dict(entries)
+    if len(found) < len(entries):
+        raise UsageError(f"{option} is given twice for one input: {', '.join(name for name, _ in entries)}")
+    return found
 
 
 def named_values(text: str) -> tuple[str | None, Values]:
@@ -147,12 +153,66 @@ def named_shape(text: str) -> tuple[str, tuple[int, ...]]:
     return name, sizes
 
 
+def check_json(options: argparse.Namespace, *used: str | Path | None) -> None:
+    """Refuse --json, before any work, where it can't be written or would replace one of the ``used`` files.
+
+    Raises UsageError, or ResourceError for a folder that can't be written to.
+    """
+    if options.json is None or options.json == "-":
+        return
+    path = Path(options.json)
+    if not options.json or path.is_dir():
+        raise UsageError(f"--json {options.json!r} is no file; name a file, or - for stdout")
+    for other in used:
+        if other is not None and same_file(path, Path(other)):
+            raise UsageError(f"--json {path} would replace {other}; name another file")
+    check_folder(path, "--json")
+
+
+def check_folder(path: Path, option: str) -> None:
+    """Raise UsageError or ResourceError where no file of that name can be written."""
+    try:
+        exists = path.parent.is_dir()
+        if exists and not os.access(path.parent, os.W_OK | os.X_OK):
+            raise ResourceError(f"the folder {path.parent} of {option} can't be written to; name another")
+        path.is_file()  # a name that is too long shows here
+    except OSError as error:
+        raise UsageError(f"{option} {path}: {error.strerror}; name another file") from error
+    if not exists:
+        raise UsageError(f"the folder {path.parent} of {option} does not exist; make it first")
+
+
+def same_file(path: Path, other: Path) -> bool:
+    """Whether both names mean one file, or would."""
+    try:
+        return path.samefile(other)
+    except OSError:
+        return path.resolve() == other.resolve()
+
+
 def write_json(report: dict[str, Any], destination: str) -> None:
-    """Write a report to a file or, for ``-``, to stdout."""
+    """Write a report to a file, whole or not at all, or for ``-`` to stdout.
+
+    Raises ResourceError where the file can't be written.
+    """
     from onnx_compnet.report import dumps
 
     text = dumps(report) + "\n"
     if destination == "-":
         print(text, end="")
-    else:
-        Path(destination).write_text(text, encoding="utf-8")
+        return
+    path = Path(destination)
+    aside = path.with_name(f".{path.name[:200]}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise ResourceError(f"--json {path} could not be written: {error.strerror}") from error
+
+
+@contextmanager
+def only_results_on_stdout() -> Iterator[None]:
+    """Send to stderr what a user's data function prints, so that stdout holds the results alone."""
+    with redirect_stdout(sys.stderr):
+        yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from onnx_compnet_cli.options import add_command, add_json, add_model, write_json
+from onnx_compnet_cli.options import add_command, add_json, add_model, check_json, write_json
 
 
 def add_to(commands: Any) -> None:
@@ -28,10 +28,11 @@ def run(options: argparse.Namespace) -> int:
     from onnx_compnet.graph.sites import find_sites, refusals
     from onnx_compnet.report import sites_report, sites_text
 
+    check_json(options, options.model)
     model = model_io.load(options.model)
     found, refused = find_sites(model), refusals(model)
-    if options.json:
-        write_json(sites_report(found, refused), options.json)
     if options.json != "-":
         print(sites_text(found, refused))
+    if options.json:
+        write_json(sites_report(found, refused), options.json)
     return 0

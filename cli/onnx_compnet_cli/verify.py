@@ -7,7 +7,16 @@ import sys
 from typing import Any
 
 from onnx_compnet.errors import UsageError
-from onnx_compnet_cli.options import add_command, add_data, add_json, add_model, data_options, write_json
+from onnx_compnet_cli.options import (
+    add_command,
+    add_data,
+    add_json,
+    add_model,
+    check_json,
+    data_options,
+    only_results_on_stdout,
+    write_json,
+)
 
 
 def add_to(commands: Any) -> None:
@@ -40,19 +49,21 @@ def run(options: argparse.Namespace) -> int:
 
     if options.data is None:
         raise UsageError("verify needs data to compare on: --data D")
-    verdict = verify(
-        options.parent,
-        options.child,
-        options.data,
-        max_rel_error=options.max_rel_error,
-        min_agreement=options.min_agreement,
-        rtol=options.rtol,
-        atol=options.atol,
-        progress=not options.quiet and sys.stderr.isatty(),
-        **data_options(options),
-    )
-    if options.json:
-        write_json(verdict_report(verdict), options.json)
+    check_json(options, options.parent, options.child, options.data)
+    with only_results_on_stdout():
+        verdict = verify(
+            options.parent,
+            options.child,
+            options.data,
+            max_rel_error=options.max_rel_error,
+            min_agreement=options.min_agreement,
+            rtol=options.rtol,
+            atol=options.atol,
+            progress=not options.quiet and sys.stderr.isatty(),
+            **data_options(options),
+        )
     if options.json != "-":
         print(verdict_text(verdict))
+    if options.json:
+        write_json(verdict_report(verdict), options.json)
     return 0 if verdict else 1

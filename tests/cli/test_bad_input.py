@@ -351,3 +351,101 @@ def test_place_that_can_not_be_grown_gives_the_reason(attempt, tmp_path):
     code, error = attempt("grow", tmp_path / "m.onnx", "--after", "first", "--data", "random:100")
     assert code == 3
     says(error, "first", "Softmax")
+
+
+def test_json_never_replaces_what_is_in_use(lenet, tmp_path):
+    model, data = tmp_path / "m.onnx", tmp_path / "d.npz"
+    model.write_bytes(LENET.read_bytes())
+    data.write_bytes(IMAGES.read_bytes())
+    for path in (model, data, tmp_path / "out" / "child.onnx", tmp_path / "out" / "child.onnx.rejected.onnx"):
+        code, error = lenet("--json", path, model=model, data=data)
+        assert code == 2
+        says(error, "--json", "would replace")
+
+
+@pytest.mark.parametrize("command", ["sites", "info"])
+def test_listing_never_replaces_the_model(command, tmp_path, capsys):
+    model = tmp_path / "m.onnx"
+    model.write_bytes(LENET.read_bytes())
+    assert main([command, str(model), "--json", str(model)]) == 2
+    assert model.read_bytes() == LENET.read_bytes()
+    says(capsys.readouterr().err, "would replace")
+
+
+def test_json_in_no_folder_is_refused_before_the_work(lenet, tmp_path):
+    code, error = lenet("--json", tmp_path / "nowhere" / "r.json")
+    assert code == 2
+    says(error, "--json", "nowhere")
+
+
+def test_a_rejected_child_replaces_neither_the_model_nor_another_file(lenet, tmp_path):
+    model = tmp_path / "c.onnx.rejected.onnx"
+    model.write_bytes(LENET.read_bytes())
+    code, error = lenet("--min-agreement", "1", model=model, output=tmp_path / "c.onnx")
+    assert code == 2
+    says(error, "would replace")
+    (tmp_path / "d.onnx.rejected.onnx").write_text("a letter")
+    code, error = lenet("--min-agreement", "1", output=tmp_path / "d.onnx")
+    assert code == 2
+    says(error, "d.onnx.rejected.onnx", "--force")
+
+
+def test_a_rejected_child_replaces_an_earlier_one(tmp_path, capsys):
+    arguments = [
+        "grow",
+        LENET,
+        "--after",
+        "conv1",
+        "--data",
+        IMAGES,
+        "--scale",
+        "1/255",
+        "--max-samples",
+        "200",
+    ]
+    arguments += ["--candidates", "8", "--max-rel-error", "1e-6", "-o", tmp_path / "c.onnx"]
+    for _ in range(2):
+        assert main([str(argument) for argument in arguments]) == 1
+        says(capsys.readouterr().err, "put aside")
+
+
+def test_output_name_that_is_too_long(lenet, tmp_path):
+    code, error = lenet(output=tmp_path / ("a" * 300 + ".onnx"))
+    assert code == 2
+    says(error, "-o")
+
+
+def test_data_function_that_exits(lenet, tmp_path):
+    (tmp_path / "feeds.py").write_text("import sys\n\ndef now():\n    sys.exit(0)\n")
+    code, error = lenet(data=f"{tmp_path / 'feeds.py'}:now", scale=None)
+    assert code == 4
+    says(error, "feeds.py", "SystemExit")
+
+
+def test_constant_data(lenet, tmp_path):
+    np.savez(tmp_path / "d.npz", x=np.zeros((100, 1, 28, 28), np.float32))
+    code, error = lenet(data=tmp_path / "d.npz", scale=None)
+    assert code == 4
+    says(error, "site conv1", "varies")
+
+
+def test_an_option_given_twice(lenet):
+    code, error = lenet("--scale", "1")
+    assert code == 2
+    says(error, "--scale", "twice")
+
+
+def test_damaged_provenance(attempt, tmp_path, capsys):
+    model = onnx.load(LENET)
+    model.metadata_props.add(key="onnx_compnet.growths", value='[{"sites": 3}]')
+    onnx.save(model, tmp_path / "m.onnx")
+    code, error = attempt("grow", tmp_path / "m.onnx", "--after", "conv1", "--data", "random:50")
+    assert code == 4
+    says(error, "onnx_compnet.growths")
+    assert main(["info", str(tmp_path / "m.onnx")]) == 4
+
+
+def test_more_candidates_than_memory(lenet):
+    code, error = lenet("--candidates", "1000000000000")
+    assert code == 5
+    says(error, "GiB", "--candidates")
