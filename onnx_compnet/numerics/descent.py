@@ -3,7 +3,8 @@
 A compact working set (the coordinates that are not 0 or violate their KKT condition) is swept in index
 order, its gradient kept up to date; when it is optimal, the conditions of all coordinates are computed
 afresh. Within a working set a Newton step on the support solves the linear system that a settled support
-and settled signs leave, which replaces thousands of sweeps where regressors are correlated.
+and settled signs leave, which replaces thousands of sweeps where regressors are correlated. On a support
+where F has no minimum, as R can cause, such a step goes down to the support's edge instead.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ FloatArray = NDArray[np.float64]
 _FIRST_SWEEPS = 3  # before the working set is chosen anew: from β = 1 most coordinates die at once
 _SWEEPS = 100
 _NEWTON_EVERY = 10
+_ESCAPE_AFTER = 50  # sweeps of a solve; before, they leave supports without a minimum by themselves, and well
 
 
 def objective(
@@ -61,7 +63,7 @@ def descend(
         budget = min(max_sweeps - sweeps, _SWEEPS if sweeps else _FIRST_SWEEPS)
         square = np.ix_(work, work)
         inner = _WorkingSet(K[square], c[work], R[square], lam, alpha, beta[work])
-        sweeps += inner.descend(tol, budget)
+        sweeps += inner.descend(tol, budget, max(_ESCAPE_AFTER - sweeps, 0))
         beta[work] = inner.beta
 
 
@@ -77,7 +79,7 @@ class _WorkingSet:
     def refresh(self) -> None:
         self.Kbeta, self.Rsize = self.K @ self.beta, self.R @ np.abs(self.beta)
 
-    def descend(self, tol: float, budget: int) -> int:
+    def descend(self, tol: float, budget: int, escape_after: int) -> int:
         newton_at = 2
         signs = np.sign(self.beta)
         for sweep in range(1, budget + 1):
@@ -87,8 +89,8 @@ class _WorkingSet:
                 return sweep
             settled = np.array_equal(signs, signs := np.sign(self.beta))
             if sweep >= newton_at and (settled or sweep % _NEWTON_EVERY == 0):
-                # where F has no minimum on this support the sweeps go on, and Newton waits longer
-                newton_at = sweep + 1 if self.newton() else 2 * sweep
+                # where F has no minimum on this support the sweeps go on at first, and Newton waits longer
+                newton_at = sweep + 1 if self.newton(escape=sweep >= escape_after) else 2 * sweep
                 signs = np.sign(self.beta)
         return budget
 
@@ -113,12 +115,14 @@ class _WorkingSet:
                 Rsize += (abs(new) - abs(old)) * R[j]
         self.beta[:] = beta
 
-    def newton(self) -> bool:
+    def newton(self, escape: bool) -> bool:
         """Minimise F on β's support within the orthant of its signs, coordinates that reach 0 leaving the
         support.
 
-        There F is, up to a constant, ½βᵀHβ − bᵀβ with H = K + λα·ssᵀ∘R, b = c − λs and s = sgn β. False
-        where H is not positive definite; β is then left where it is.
+        There F is, up to a constant, ½βᵀHβ − bᵀβ with H = K + λα·ssᵀ∘R, b = c − λs and s = sgn β. Where H is
+        not positive definite F has no minimum there: with ``escape`` β goes down a direction along which F
+        is not convex until a coordinate reaches 0, and on from there; without, it is left where it is. False
+        if β did not move.
         """
         moved = False
         support = np.flatnonzero(self.beta)
@@ -128,11 +132,17 @@ class _WorkingSet:
             square = np.ix_(support, support)
             H = self.K[square] + self.lam * self.alpha * np.outer(signs, signs) * self.R[square]
             b = self.c[support] - self.lam * signs
+            residual = b - H @ here
             try:
                 factor = linalg.cho_factor(H, check_finite=False)
             except linalg.LinAlgError:
-                break
-            residual = b - H @ here
+                there = _descent_to_the_edge(H, residual, here) if escape else None
+                if there is None:
+                    break
+                self.beta[support] = there
+                moved = True
+                support = support[there != 0]
+                continue
             step = linalg.cho_solve(factor, residual, check_finite=False)
             step += linalg.cho_solve(factor, residual - H @ step, check_finite=False)
             if not np.isfinite(step).all() or step @ residual <= 0:
@@ -145,6 +155,33 @@ class _WorkingSet:
             support = support[there != 0]
         self.refresh()
         return moved
+
+
+def _descent_to_the_edge(H: FloatArray, residual: FloatArray, here: FloatArray) -> FloatArray | None:
+    """``here`` moved down a direction v with vᵀHv <= 0, to the first coordinate that reaches 0.
+
+    H is not positive definite; v eliminates the first pivot that is not positive. On the way F only falls, and
+    it ends: were no coordinate to come closer to 0, vᵀHv would be vᵀKv + λα|v|ᵀR|v| >= 0. None where rounding
+    denies it.
+    """
+    factor, order = linalg.lapack.dpotrf(H)
+    if order < 1:
+        return None
+    v = np.zeros(len(H))
+    v[order - 1] = 1.0
+    v[: order - 1] = -linalg.cho_solve((factor[: order - 1, : order - 1], False), H[: order - 1, order - 1])
+    v *= 1.0 if v @ residual >= 0 else -1.0
+    nearing = v * here < 0
+    if not np.isfinite(v).all() or not nearing.any():
+        return None
+    reach = np.full(len(H), np.inf)
+    reach[nearing] = -here[nearing] / v[nearing]
+    first = float(reach.min())
+    if first * (v @ H @ v / 2) > v @ residual:
+        return None
+    there: FloatArray = here + first * v
+    there[(reach <= first) | (there * here < 0)] = 0.0
+    return there
 
 
 def _longest_descent(

@@ -238,6 +238,26 @@ def test_low_lambda_and_nearly_dependent_regressors_still_end_at_the_optimum() -
         assert ours.sweeps < 3000
 
 
+@pytest.mark.parametrize("alpha", [0.1, 1.0])
+def test_nearly_equal_regressors_are_left_along_directions_without_a_minimum(alpha: float) -> None:
+    """R is so large that F has no minimum on most supports, and so flat there that sweeps alone never end."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((180, 5)) @ rng.standard_normal((5, 60)) + 0.01 * rng.standard_normal((180, 60))
+    y = X @ (rng.standard_normal(60) * (rng.random(60) < 0.5)) + rng.standard_normal(180)
+    X, y = (X - X.mean(0)) / X.std(0), (y - y.mean()) / y.std()
+    K, c = X.T @ X / 180, X.T @ y / 180
+    R = similarity(torch.from_numpy(K)).numpy()
+    lam = 1e-4 * abs(c).max()
+    ours = iilasso(K, c, R, lam, alpha)
+    assert (ours.status, ours.convex) == ("optimal", False)
+    assert ours.sweeps < 300
+    assert kkt(K, c, R, ours) <= 1.1e-8 * ours.lam_max
+    assert len(ours.support) < 20
+    start = np.ones(60)
+    stopped = [iilasso(K, c, R, lam, alpha, start=start, max_sweeps=n).objective for n in range(1, 120, 4)]
+    assert (np.diff(stopped) <= 1e-12).all()  # F never rises
+
+
 def test_tensors_of_any_dtype_are_taken() -> None:
     K, c, R = statistics()
     ours = iilasso(*(torch.from_numpy(array) for array in (K, c, R)))
