@@ -58,7 +58,7 @@ class GrowOptions:
     refit
         Algorithm 3 only: solve W(new2) again for the survivors (False: the paper's rows scaled by β).
     ridge
-        ρ, relative to the mean diagonal of the Gram matrix; 1e-6 is far below the noise of float32 products.
+        ρ, relative to the mean diagonal of the Gram matrix; 1e-6 lies just above the noise of float32 products.
     max_rel_error, min_agreement
         Gates on the model's outputs on held-out samples, unset by default.
     scale, mean, std
