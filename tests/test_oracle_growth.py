@@ -104,8 +104,7 @@ def iilasso(X, y, R, lam, alpha, start):
 
 def resemblance(x, lam, alpha, start):
     """Step 5 of Algorithm 1 (5.1 of Algorithm 2), each x_j against itself: K = I and c = 1."""
-    one = np.eye(x.shape[1])
-    return iilasso(one, one.sum(0), similarity(np.corrcoef(x.T)), lam, alpha, start)
+    return iilasso(np.eye(len(start)), np.ones(len(start)), similarity(np.corrcoef(x.T)), lam, alpha, start)
 
 
 def contributions(readers, W2s, Dn, lam, alpha):
@@ -156,8 +155,7 @@ def slow_growth(model, readers, W1, x, fold, method, lam, alpha, refit=True):
             b2 = y_fit.mean(0) - u[:, columns].mean(0) @ W2
         weights.append((W2, b2))
         u_h, y_h = reader_rows(A[held_out], node)[:, columns], rows_of(y[held_out])
-        wrong = u_h @ W2 + b2 - y_h
-        errors.append(np.linalg.norm(wrong) / np.linalg.norm(y_h - y_h.mean(0)))
+        errors.append(np.linalg.norm(u_h @ W2 + b2 - y_h) / np.linalg.norm(y_h - y_h.mean(0)))
     return beta, weights, lam_max, errors
 
 
