@@ -14,6 +14,7 @@ import onnx
 from onnx_compnet.config import GrowOptions, activation_named
 from onnx_compnet.errors import ResourceError, UsageError
 from onnx_compnet.graph import model_io, names, provenance
+from onnx_compnet.graph.emission import emit
 from onnx_compnet.graph.names import TENSOR_PREFIX
 from onnx_compnet.graph.sites import Site, find_sites
 from onnx_compnet.layers import Activation, CandidateLayer
@@ -60,6 +61,8 @@ def prepare(
     parent = model_io.as_model(model)
     provenance.read(parent)  # what is unreadable there should not turn up after the work
     sites = _sites(parent, after, options.mode)
+    for site in sites:  # refuses an activation that the model's opset can't express
+        emit(activation_at(site, options), model_io.opset(parent), dtype=site.dtype)
     device = select_device(options.device)
     data_options = DataOptions.of(
         batch_size=options.batch_size,

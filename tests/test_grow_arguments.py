@@ -114,3 +114,13 @@ def test_nothing_compared_is_no_agreement():
     assert not verdict
     assert verdict.not_compared == ("s",)
     assert any("not compared" in w for w in oc.grow(parent, "first", {"x": X}, candidates=8).warnings)
+
+
+def test_an_activation_that_the_opset_can_not_express_is_refused_before_the_work():
+    old = model()
+    old.opset_import[0].version = 8
+    old.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "zero"))
+    for node in (old.graph.node[0], old.graph.node[2]):
+        node.input.append("zero")  # a Gemm of that age needs its third input
+    with pytest.raises(oc.UnsupportedError, match="gelu"):
+        oc.grow(old, "first", {"x": X}, activation="gelu")
