@@ -56,7 +56,7 @@ def test_a_site_is_a_place():
     [
         {"lam": None}, {"alpha": None}, {"seed": None}, {"kernel": None}, {"holdout": None}, {"ridge": None},
         {"device": None}, {"device": 3}, {"batch_axis": "x=0"}, {"batch_axis": {"x": 0.5}}, {"shape": {"x": 5}},
-        {"shape": [1, 2]}, {"scale": object()}, {"candidates": "8"}, {"lam": "0.1"},
+        {"shape": [1, 2]}, {"scale": {1, 2}}, {"candidates": "8"}, {"lam": "0.1"},
     ],
     ids=str,
 )  # fmt: skip
