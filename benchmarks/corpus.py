@@ -205,7 +205,8 @@ def _download(origin: Origin, folder: Path) -> None:
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
         told = (errors or ["no reason given"])[-1].strip()
-        raise UnreachableError(f"{origin.name} can't be downloaded by {command[0]}: {told}")
+        client = "pip" if origin.kind == "package" else "npm"
+        raise UnreachableError(f"{origin.name} can't be downloaded by {client}: {told}")
 
 
 def member(path: Path, name: str) -> bytes:

