@@ -1,0 +1,258 @@
+"""The results of coverage.py as a Markdown document."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from benchmarks.coverage_run import kind_of
+
+Record = dict[str, Any]
+GROUPS = {
+    "corpus": "Trained models out of public packages",
+    "own": "This project's own model",
+    "torchvision": "torchvision's networks, random weights, through both of torch's exporters",
+    "light": "onnx's light models (IR 3), random weights",
+    "constructed": "Constructed models, random weights",
+}
+LABELS = (  # of a refusal, the first that fits
+    (r"it lies in a body", "in a body of If, Loop or Scan"),
+    (r"is read in a body", "tensor read in a body of If, Loop or Scan"),
+    (r"local function", "in a local function"),
+    (r"is read by (\w+) .*needs mode block", r"tensor read by \1, too"),
+    (r"is read by (\w+) .*not a linear layer", r"tensor read by \1, too"),
+    (r"is an output of the model", "tensor is an output of the model"),
+    (r"(?:has|have) \d+ groups", "grouped or depthwise Conv"),
+    (r"sparse initialiser", "sparse weight"),
+    (r"computed by DequantizeLinear", "weight behind DequantizeLinear"),
+    (r"product of two tensors", "product of two computed tensors"),
+    (r"left operand", "weight on the left"),
+    (r"is shared with", "shared weight"),
+    (r"quantised", "quantised layer"),
+    (r"ConvTranspose can't", "ConvTranspose"),
+    (r"neither float32, float64 nor float16", "weight of another type"),
+    (r"weight is computed by (\w+)", r"weight computed by \1"),
+    (r"does not flatten", "Reshape that is no Flatten"),
+    (r"is read by (\w+) '", r"tensor read by \1 otherwise"),
+)
+NOTES = """\
+## What this says, and what it does not
+
+- **Mechanics only.** It says where the tool works, not how good a child is. Few candidates (at most 24, fewer where
+  rows are few) and few samples keep the runs short; real growths take twice as many neurons as the tensor has
+  channels, and far more data. The errors here are therefore large, and no example of what the tool reaches.
+- **Random weights and random data say nothing about quality.** Only the models of the first two groups are
+  trained. Where no real data suits a model, its inputs are drawn at random, as the column *data* says; real data
+  fed to random weights says no more.
+- *Photographs* are patches of eight pictures, a smoke test. *Digits* are lines of three MNIST digits. *Source
+  files* are bytes of this project's own files.
+- **Measured anew.** The child's check (onnx's full checker, strict shape inference, onnxruntime), the errors on
+  held-out data, and the comparison of the protobufs outside the edit come from a script of its own, which shares
+  no code with the tool. Where its site error is not the tool's, the site counts as failed.
+- A block (`--mode block`) is tried where `sites` refuses a linear node, with its exact set kept (λ/λ_max = 1e-6);
+  behind a rectifier, GELU, SiLU or the like it fails here if its error is above 1e-4 (5e-3 in float16). Channels
+  that are dead on the few samples fitted, and alive on those held out, count against it as well.
+- A model that strict shape inference refuses, or onnxruntime can't run, can't hold its child to more; it is
+  marked.
+- Linear nodes are Conv, Gemm, MatMul, ConvTranspose and their quantised and fused kin in the main graph. Those in
+  bodies are listed by the tool as well, but not counted.
+- Times are of one machine with two cores; only their growth with the number of nodes means something.
+"""
+
+
+def document(records: Sequence[Record]) -> str:
+    """The whole document."""
+    models = [record for record in records if record["kind"] == "model"]
+    sites: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        if record["kind"] == "site":
+            sites[record["model"]].append(record)
+    parts = [_head(models, sites)]
+    for group, title in GROUPS.items():
+        members = [model for model in models if model["group"] == group]
+        if members:
+            parts.append(_table(title, members, sites))
+    parts += [_failures(models, sites), _refusals(models), _not_grown(sites), _times(models), NOTES]
+    return "\n".join(part for part in parts if part)
+
+
+def _head(models: Sequence[Record], sites: dict[str, list[Record]]) -> str:
+    good = [model for model in models if "failed" not in model]
+    tried = [site for each in sites.values() for site in each]
+    count = Counter(site["status"] for site in tried)
+    keys = ("linear", "read", "refused", "block")
+    linear, read, refused, block = (sum(model[key] for model in good) for key in keys)
+    lost = sum(len(model["neither_or_both"]) for model in good)
+    bytes_ = [site["same_bytes"] for site in tried if "same_bytes" in site]
+    versions = next((model["versions"] for model in reversed(good) if "versions" in model), {})
+    return f"""\
+# Coverage
+
+Over which exported models the tool works, and where it does not and why.
+
+Rendered from [benchmarks/results/coverage.jsonl](../benchmarks/results/coverage.jsonl) by
+`python benchmarks/coverage.py --write`, which first runs what is missing there. Versions: {_versions(versions)}.
+
+| | |
+|---|---:|
+| models | {len(models)} |
+| models that failed to load or list | {len(models) - len(good)} |
+| linear nodes in their main graphs | {linear:,} |
+| … in front of which `sites` says that the tool can grow | {read:,} ({_share(read, linear)}) |
+| … refused there with a reason | {refused:,} |
+| … … of which the input can be grown by `--mode block` | {block:,} |
+| … growable by one or the other | {read + block:,} ({_share(read + block, linear)}) |
+| … neither, or both | {lost} |
+| sites that the tool lists | {sum(model["sites"] for model in good):,} |
+| sites grown for this document | {len(tried)} |
+| … with a valid child, unchanged outside the edit, measured | {count["ok"]} |
+| … refused while growing | {count["refused"]} |
+| … failed | {count["failed"]} |
+| models grown twice with one seed | {len(bytes_)} |
+| … with the same bytes | {sum(bytes_)} |
+"""
+
+
+def _versions(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "–"
+
+
+def _table(title: str, models: Sequence[Record], sites: dict[str, list[Record]]) -> str:
+    lines = [
+        f"## {title}\n",
+        "| model | nodes | linear nodes: by a site + by a block / all | sites | refused by `sites`, by reason "
+        "| grown / tried | site error: median, worst | block error: worst | data |",
+        "|---|---:|---:|---:|---|---:|---:|---:|---|",
+    ]
+    for model in models:
+        if "failed" in model:
+            lines.append(f"| {model['model']} | | | | **failed** | | | | |")
+            continue
+        tried = sites[model["model"]]
+        good = [site for site in tried if site["status"] == "ok"]
+        measured = [site for site in good if site["site_error"] is not None]
+        errors = [site["site_error"] for site in measured if site["mode"] != "block"]
+        blocks = [site["site_error"] for site in measured if site["mode"] == "block"]
+        error = f"{_figure(statistics.median(errors))}, {_figure(max(errors))}" if errors else "–"
+        growable = f"{model['read']} + {model['block']} / {model['linear']}"
+        cells = [
+            model["model"], f"{model['nodes']:,}", growable, str(model["sites"]),
+            _counted(label(reason) for _, _, reason in model["reasons"]) or "–",
+            f"{len(good)} / {len(tried)}" if tried else "–", error,
+            _figure(max(blocks)) if blocks else "–", _data(model),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _data(model: Record) -> str:
+    marks = []
+    if model["parent_run"] is not None:
+        listed = model["parent_run"].startswith("not run")
+        marks.append("listed only" if listed else "onnxruntime can't run it")
+    elif model["parent_check"] is not None:
+        marks.append("the parent fails strict inference")
+    names = {"colour-patches": "photographs", "mnist-5k": "digits"}
+    return "; ".join([*([] if model["parent_run"] else [names.get(model["data"], model["data"])]), *marks])
+
+
+def _counted(items: Iterable[str]) -> str:
+    return "; ".join(f"{count} {item}" for item, count in Counter(items).most_common())
+
+
+def _figure(value: float) -> str:
+    return f"{value:.2g}"
+
+
+def label(reason: str) -> str:
+    """The kind of a refusal in a few words."""
+    for pattern, text in LABELS:
+        match = re.search(pattern, reason)
+        if match:
+            return match.expand(text)
+    return kind_of(reason)
+
+
+def _failures(models: Sequence[Record], sites: dict[str, list[Record]]) -> str:
+    lines = [f"- **{model['model']}**: {model['failed']}" for model in models if "failed" in model]
+    for model in models:
+        for name in model.get("neither_or_both", []):
+            lines.append(
+                f"- **{model['model']}**, node `{name}`: neither a reader of a site nor refused, or both"
+            )
+    for name, tried in sites.items():
+        lines += [
+            f"- **{name}**, `{site['site']}`: {site['reason']}{_fit(site)}"
+            for site in tried
+            if site["status"] == "failed"
+        ]
+    return "## Failures\n\n" + ("\n".join(lines) if lines else "None.") + "\n"
+
+
+def _fit(site: Record) -> str:
+    if "kept" not in site:
+        return ""
+    rows = site["rows"] / site["columns"]
+    return f" ({site['channels']} channels, {site['kept']} of {site['candidates']} kept, {rows:.0f} rows a column)"
+
+
+def _refusals(models: Sequence[Record]) -> str:
+    count: Counter[str] = Counter()
+    where: dict[str, set[str]] = defaultdict(set)
+    example: dict[str, tuple[str, str, str, str]] = {}
+    for model in models:
+        for op_type, name, reason in model.get("reasons", []):
+            kind = label(reason)
+            count[kind] += 1
+            where[kind].add(model["model"])
+            example.setdefault(kind, (model["model"], op_type, name, reason))
+    lines = [
+        "## Refused linear nodes, by reason\n",
+        "Nodes in bodies and local functions are among them.\n",
+        "| reason | nodes | models | example |",
+        "|---|---:|---:|---|",
+    ]
+    for kind, number in count.most_common():
+        model, op_type, name, reason = example[kind]
+        lines.append(
+            f"| {kind} | {number} | {len(where[kind])} | {model}, {op_type} `{name}`: {_cell(reason)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _not_grown(sites: dict[str, list[Record]]) -> str:
+    lines = [
+        f"- **{name}**, `{site['site']}`: {site['reason']}"
+        for name, tried in sites.items()
+        for site in tried
+        if site["status"] == "refused"
+    ]
+    return "## Refused while growing\n\n" + ("\n".join(lines) if lines else "None.") + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _times(models: Sequence[Record]) -> str:
+    good = sorted((m for m in models if "failed" not in m), key=lambda model: -model["nodes"])
+    lines = [
+        "## Time to list\n",
+        "The models with the most nodes; `find_sites` and `refusals` should take time linear in their number.\n",
+        "| model | nodes | load, s | find_sites, s | refusals, s | find_sites, ms a node |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for model in good[:10]:
+        seconds = model["seconds"]
+        lines.append(
+            f"| {model['model']} | {model['nodes']:,} | {seconds['load']:.2f} | {seconds['sites']:.2f} "
+            f"| {seconds['refusals']:.2f} | {1000 * seconds['sites'] / model['nodes']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,103 @@
+"""The coverage benchmark's own measuring: it must find what is wrong with a child."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from benchmarks import constructed, coverage, coverage_measure, coverage_render, coverage_run
+from benchmarks.coverage_cases import cases
+
+
+def grown(parent: onnx.ModelProto) -> onnx.ModelProto:
+    """A child by hand: two new nodes at r, and another weight for the layer behind."""
+    child = onnx.ModelProto()
+    child.CopyFrom(parent)
+    weight = onnx.numpy_helper.from_array(np.eye(12, dtype=np.float32), "compnet/r/weight")
+    child.graph.initializer.append(weight)
+    child.graph.node.insert(
+        2, onnx.helper.make_node("MatMul", ["r", weight.name], ["compnet/r/a"], "compnet/r/M")
+    )
+    child.graph.node.insert(3, onnx.helper.make_node("Relu", ["compnet/r/a"], ["compnet/r/h"], "compnet/r/R"))
+    child.graph.node[4].input[0] = "compnet/r/h"
+    return child
+
+
+@pytest.fixture
+def parent() -> onnx.ModelProto:
+    return constructed.build("mlp", *constructed.MLP)
+
+
+def differences(parent, child):
+    return coverage_measure.differences(parent, child, "r", ["b"])
+
+
+def test_an_edit_within_bounds_is_none_of_the_differences(parent):
+    child = grown(parent)
+    (w2,) = (tensor for tensor in child.graph.initializer if tensor.name == "w2")
+    w2.CopyFrom(onnx.numpy_helper.from_array(np.zeros((12, 12), np.float32), "w2"))
+    assert differences(parent, child) == []
+    assert coverage_measure.invalid(child) is None
+
+
+def test_whatever_else_changes_is_found(parent):
+    def changed(edit):
+        child = grown(parent)
+        edit(child)
+        return " ".join(differences(parent, child))
+
+    assert "w3" in changed(lambda m: m.graph.initializer[2].CopyFrom(
+        onnx.numpy_helper.from_array(np.zeros((12, 4), np.float32), "w3")))  # fmt: skip
+    assert "doc_string" in changed(lambda m: setattr(m, "doc_string", "another"))
+    assert "nodes became" in changed(lambda m: m.graph.node.pop())
+    assert "node 4" in changed(lambda m: setattr(m.graph.node[-1], "doc_string", "another"))
+    assert "kind or name" in changed(lambda m: setattr(m.graph.node[4], "name", "another"))
+    assert "output" in changed(lambda m: setattr(m.graph.output[0], "doc_string", "another"))
+    assert "opset_import" in changed(lambda m: setattr(m.opset_import[0], "version", 19))
+    assert "initializer" in changed(lambda m: m.graph.initializer.pop(2))
+
+
+def test_errors_are_measured_from_the_mean_of_each_channel():
+    old = [np.array([[1.0, 100.0], [3.0, 104.0]])]
+    new = [np.array([[2.0, 100.0], [3.0, 104.0]])]
+    assert coverage_measure.relative_error(old, new, -1) == pytest.approx(1 / np.sqrt(1 + 1 + 4 + 4))
+    assert coverage_measure.relative_error(old, new, None) == pytest.approx(1 / (np.std(old[0]) * 2))
+    assert coverage_measure.relative_error(old, old, -1) == 0.0
+    assert coverage_measure.relative_error([np.ones((2, 2))], [np.zeros((2, 2))], -1) == np.inf
+
+
+def test_a_model_is_listed_grown_and_rendered(tmp_path, monkeypatch):
+    monkeypatch.setenv("ONNX_COMPNET_CACHE", str(tmp_path / "cache"))
+    results = tmp_path / "results.jsonl"
+    (case,) = (case for case in cases() if case.name == "residual")
+    assert coverage.missing(case, results, 2) == [""]
+    coverage.work(case, results, 2)
+    assert coverage.missing(case, results, 2) == []
+    records = coverage.read(results)
+    coverage.work(case, results, 2)
+    assert coverage.read(results) == records
+    assert {record.get("status") for record in records} == {None, "ok"}
+    text = coverage_render.document(records)
+    assert "| residual | 10 | 3 + 1 / 4 | 4 | 1 tensor read by Add, too |" in text
+    with results.open("a") as stream:
+        stream.write('{"kind": "site", "mod')  # cut off
+    assert coverage.read(results) == records
+
+
+def test_the_document_is_that_of_the_results():
+    records = coverage.read(coverage.RESULTS)
+    assert records
+    assert coverage.DOCUMENT.read_text("utf-8") == coverage_render.document(records)
+
+
+@pytest.mark.parametrize("name", constructed.names())
+def test_constructed_models_are_valid(name):
+    reason = coverage_measure.invalid(constructed.model(name))
+    assert reason is None or name == "sparse_weight"
+
+
+def test_reasons_are_counted_without_their_names():
+    a = coverage_run.kind_of("its input 'a' has the shape (3, 4); a matrix is needed")
+    b = coverage_run.kind_of("its input 'b/c' has the shape (7,); a matrix is needed")
+    assert a == b
