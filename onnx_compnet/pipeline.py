@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
+from torch import Tensor
 
 from onnx_compnet.collect import ReaderGroup, Statistics, collect, first_scale, reader_groups
 from onnx_compnet.config import GrowOptions
@@ -158,7 +160,7 @@ def _grow_site(
             session, job.split.held_out, site, candidate, groups, folds=1, progress=bar and bar + "held-out"
         )
     with stopwatch("solve"):
-        selection = _select(groups, site, fitted, held_out, options)
+        selection = _select(groups, site, fitted, held_out, _prior(candidate, site, t_scale), options)
     with stopwatch("splice"):
         spliced = splice(model, site, _survivors(candidate, selection), label=site.name)
     step = _Step(
@@ -172,14 +174,27 @@ def _grow_site(
     return spliced.model, step
 
 
+def _prior(candidate: CandidateLayer, site: Site, t_scale: float) -> Tensor | None:
+    """What is known of a block's W2 beforehand: that its core makes the tensor again."""
+    if site.mode != "block":
+        return None
+    known = initialise.core_weights(site.channels, len(candidate.b1), candidate.activation, t_scale)
+    return None if known is None else torch.from_numpy(known)
+
+
 def _select(
-    groups: Sequence[ReaderGroup], site: Site, fitted: Statistics, held_out: Statistics, options: GrowOptions
+    groups: Sequence[ReaderGroup],
+    site: Site,
+    fitted: Statistics,
+    held_out: Statistics,
+    prior: Tensor | None,
+    options: GrowOptions,
 ) -> Selection:
     problems = []
     for group, fit, held in zip(groups, fitted.moments, held_out.moments, strict=True):
         ends = list(accumulate(site.linear[member].features for member in group.members))
         slices = tuple(slice(start, end) for start, end in pairwise([0, *ends]))
-        problems.append(Problem(fit, held, group.geometry.taps, slices, group.members))
+        problems.append(Problem(fit, held, group.geometry.taps, slices, group.members, prior))
     return select(
         options.method,
         problems,

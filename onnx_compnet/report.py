@@ -12,11 +12,11 @@ from typing import Any
 
 from onnx_compnet.graph.sites import Refusal, Site
 from onnx_compnet.growth import Growth, SiteGrowth
+from onnx_compnet.numerics.ridge import BELIEVED
 from onnx_compnet.verification import Comparison, Verdict
 from onnx_compnet.version import __version__
 
 SCHEMA = 1
-BELIEVED = 1e-3  # smaller errors are lost in the rounding of float32 moments; a forward pass has them
 
 
 def dumps(report: Any) -> str:

@@ -97,6 +97,24 @@ def exact_core(
     return core.reshape(2 * D1, D1, *kernel)
 
 
+def core_weights(
+    D1: int, Dn: int, activation: Activation, t_scale: float = 1.0
+) -> NDArray[np.float64] | None:
+    """W2 (Dn, D1) that makes t from the neurons of ``exact_core``, 0 for the others; None where h is flat at 0."""
+    name = activation.name
+    if name in EXACT_PAIRS:
+        weight = 1.0 / (1.0 + activation.parameters[0]) if name in ("leaky_relu", "prelu") else 1.0
+    else:
+        slope = value_and_slope_at_zero(activation)[1]
+        if slope == 0:
+            return None
+        weight = t_scale / (2 * LINEAR_RANGE * slope)
+    W2 = np.zeros((Dn, D1))
+    W2[np.arange(D1), np.arange(D1)] = weight
+    W2[D1 + np.arange(D1), np.arange(D1)] = -weight
+    return W2
+
+
 def candidates(
     kind: LayerKind,
     D1: int,

@@ -7,7 +7,7 @@ total variance of reader r, so that each counts by its relative error.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ class Problem:
 
     ``fit`` holds the fitted rows, ``held_out`` others (None without); u has ``taps`` columns a candidate
     neuron. ``slices`` are the columns of y of each reader (empty: one reader), ``readers`` their places
-    among all readers of the site (empty: counted on from the problem before).
+    among all readers of the site (empty: counted on from the problem before). ``prior`` (Dn·taps, D2): a W2
+    that the refit after selection starts from and is drawn to (see ``ridge.fit``).
     """
 
     fit: Moments
@@ -34,6 +35,7 @@ class Problem:
     taps: int = 1
     slices: tuple[slice, ...] = ()
     readers: tuple[int, ...] = ()
+    prior: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +61,7 @@ def arranged(problems: Sequence[Problem]) -> tuple[Problem, ...]:
         slices = problem.slices or (slice(0, problem.fit.uy.shape[1]),)
         readers = problem.readers or tuple(range(count, count + len(slices)))
         count += len(slices)
-        full.append(Problem(problem.fit, problem.held_out, problem.taps, slices, readers))
+        full.append(replace(problem, slices=slices, readers=readers))
     if sorted(place for problem in full for place in problem.readers) != list(range(count)):
         raise UsageError(f"the places of {count} readers must be 0 to {count - 1}, each once")
     for problem in full:
@@ -101,7 +103,8 @@ def restricted(problem: Problem, kept: Tensor) -> Problem:
         return problem
     columns = columns_of(kept, problem.taps)
     held_out = problem.held_out.subset(columns) if problem.held_out else None
-    return Problem(problem.fit.subset(columns), held_out, problem.taps, problem.slices, problem.readers)
+    prior = None if problem.prior is None else problem.prior[columns.to(problem.prior.device)]
+    return replace(problem, fit=problem.fit.subset(columns), held_out=held_out, prior=prior)
 
 
 def output_weights(problem: Problem) -> Tensor:
@@ -148,7 +151,7 @@ def hadamard_statistics(
 
 def fit_readers(problems: Sequence[Problem], rho: float) -> tuple[tuple[ReaderFit, ...], tuple[str, ...]]:
     """W2 and b2 of every reader by least squares (Eq. 11), in the order of the readers, and warnings."""
-    fits = [ridge.fit(problem.fit, rho) for problem in problems]
+    fits = [ridge.fit(problem.fit, rho, problem.prior) for problem in problems]
     W2s, b2s = [fit.W2 for fit in fits], [fit.b2 for fit in fits]
     return measured(problems, W2s, b2s), tuple(dict.fromkeys(note for fit in fits for note in fit.warnings))
 

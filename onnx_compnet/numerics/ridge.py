@@ -14,6 +14,7 @@ from onnx_compnet.numerics.moments import Moments
 RHO = 1e-6
 MAX_RHO = 1e-2
 ENOUGH_ROWS_PER_COLUMN = 5
+BELIEVED = 1e-3  # relative errors below this are lost in the rounding of float32 products
 _CONSTANT = 1e-24  # a variance below this share of the squared mean is rounding
 
 
@@ -33,8 +34,12 @@ class RidgeFit:
     warnings: tuple[str, ...] = ()
 
 
-def fit(moments: Moments, rho: float = RHO) -> RidgeFit:
+def fit(moments: Moments, rho: float = RHO, prior: Tensor | None = None) -> RidgeFit:
     """``W2 = (G + ρ·(tr G/p)·I)⁻¹ C`` and ``b2 = ȳ − W2ᵀū``, by Cholesky.
+
+    With ``prior`` W⁰ (p, D2), weights that are known to be good, the ridge pulls towards these and not towards 0:
+    W2 = W⁰ + (G + ρ·(tr G/p)·I)⁻¹ (C − G W⁰). Where W⁰ is as good as float32 moments can tell (BELIEVED), it is
+    taken as it is: what they would change is rounding.
 
     Raises DataError when n <= p (the fit would be exact on its own rows and worthless on others), UsageError
     for a negative ``rho``.
@@ -56,6 +61,10 @@ def fit(moments: Moments, rho: float = RHO) -> RidgeFit:
             f"{n} rows fit {p} columns, n/p = {n / p:.1f}: below {ENOUGH_ROWS_PER_COLUMN} the fit follows "
             f"noise; give more samples ({10 * p} rows are good) or fewer neurons"
         )
+    if prior is not None:
+        prior = prior.to(moments.uy)
+        if relative_error(moments, prior, intercept(moments, prior)) < BELIEVED:
+            return RidgeFit(prior, intercept(moments, prior), rho, False, n / max(p, 1), tuple(notes))
     scale = float(moments.uu.diagonal().mean()) / n if p else 0.0
     if scale <= 0:  # no column varies
         return RidgeFit(
@@ -76,7 +85,9 @@ def fit(moments: Moments, rho: float = RHO) -> RidgeFit:
             f"the {p} columns are nearly dependent: the ridge was raised from {rho:g} to {used:g}; "
             "more samples or fewer neurons avoid this"
         )
-    W2 = torch.cholesky_solve(moments.C, factor) if D2 else torch.zeros_like(moments.uy)
+    W2 = torch.zeros_like(moments.uy) if prior is None else prior
+    if D2:
+        W2 = W2 + torch.cholesky_solve(moments.C - moments.G @ W2 if prior is not None else moments.C, factor)
     return RidgeFit(W2, intercept(moments, W2), used, used != rho, n / p, tuple(notes))
 
 

@@ -133,3 +133,25 @@ def test_negative_rho_and_intercept() -> None:
         fit(moments, rho=-1)
     W2 = torch.ones(7, 3, dtype=torch.float64)
     torch.testing.assert_close(intercept(moments, W2), (y - u @ W2).mean(0))
+
+
+@pytest.mark.parametrize("rho", [1e-6, 0.1])
+def test_a_prior_is_what_the_ridge_pulls_towards(rho: float) -> None:
+    """The minimum of ‖y − W2ᵀu‖²/n + ρ·(tr G/p)·‖W2 − W⁰‖², by the normal equations written out."""
+    u, y = regression()
+    prior = torch.full((7, 3), 0.5, dtype=torch.float64)
+    found = fit(Moments.from_rows(u, y), rho=rho, prior=prior)
+    U, Y = u - u.mean(0), y - y.mean(0)
+    strength = rho * float((U * U).sum()) / 7  # n·ρ·tr(G)/p
+    left = U.T @ U + strength * torch.eye(7, dtype=torch.float64)
+    expected = torch.linalg.solve(left, U.T @ Y + strength * prior)
+    torch.testing.assert_close(found.W2, expected, rtol=1e-10, atol=1e-12)
+    assert fit(Moments.from_rows(u, y), rho=1e6, prior=prior).W2.sub(prior).abs().max() < 1e-3
+
+
+def test_a_prior_that_is_right_is_kept_as_it_is() -> None:
+    u, _ = regression()
+    exact = torch.eye(7, dtype=torch.float64)[:, :3]
+    found = fit(Moments.from_rows(u.float(), (u @ exact).float()), rho=0.1, prior=exact)
+    assert torch.equal(found.W2, exact)
+    torch.testing.assert_close(found.b2, torch.zeros(3, dtype=torch.float64), rtol=0, atol=1e-6)
