@@ -14,7 +14,7 @@ from onnx_compnet.graph.sites import Refusal, Site
 from onnx_compnet.growth import Growth, SiteGrowth
 from onnx_compnet.numerics.ridge import BELIEVED
 from onnx_compnet.verification import Comparison, Verdict
-from onnx_compnet.version import __version__
+from onnx_compnet.version import __version__, library_versions
 
 SCHEMA = 1
 
@@ -106,6 +106,7 @@ def provenance(growth: Growth) -> dict[str, Any]:
     report = {
         "schema": SCHEMA,
         "version": __version__,
+        "libraries": library_versions(),
         "parent_sha256": growth.parent_sha256,
         "seed": growth.seed,
         "device": growth.device,
