@@ -153,7 +153,11 @@ class Names:
 
     @staticmethod
     def _unsupported(name: str, place: str, why: str) -> UnsupportedError:
-        what = f"'{name}'" if place == name else f"'{name}' leads to the tensor '{place}', which"
+        what = (
+            f"'{place}'"
+            if name in (place, TENSOR_PREFIX + place)
+            else f"'{name}' leads to the tensor '{place}', which"
+        )
         return UnsupportedError(
             f"nothing can be grown after '{name}': {what} {why}; "
             "`onnx-compnet sites` lists the places where a layer can be grown"
