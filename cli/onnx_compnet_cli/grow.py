@@ -18,6 +18,7 @@ from onnx_compnet.errors import (
 from onnx_compnet_cli.options import (
     add_command,
     add_data,
+    add_file,
     add_json,
     add_model,
     check_folder,
@@ -47,7 +48,7 @@ def add_to(commands: Any) -> None:
         metavar="NAME",
         help="node, output tensor, weight prefix (conv3) or scope; repeat for several layers",
     )
-    command.add_argument("-o", "--output", metavar="CHILD", help="where the grown model goes")
+    add_file(command, "-o", "--output", metavar="CHILD", help="where the grown model goes")
     command.add_argument("--force", action="store_true", help="overwrite CHILD")
     command.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
     _add_layer_options(command.add_argument_group("the new layer"))
@@ -62,7 +63,7 @@ def add_to(commands: Any) -> None:
     holdout.add_argument(
         "--holdout", type=float, default=0.2, metavar="F", help="share not fitted (default 0.2)"
     )
-    holdout.add_argument("--holdout-data", metavar="D", help="measure on this data, fit on all of --data")
+    add_file(holdout, "--holdout-data", metavar="D", help="measure on this data, fit on all of --data")
     add_json(command)
     command.set_defaults(run=run)
 

@@ -34,27 +34,33 @@ def add_command(
     return command
 
 
-def add_model(command: argparse.ArgumentParser, name: str, text: str) -> None:
-    """Add a positional model path that completes to .onnx files."""
-    action = command.add_argument(name, metavar=name.upper(), help=text)
+def add_file(
+    command: argparse.ArgumentParser | argparse._ArgumentGroup, *names: str, **keywords: Any
+) -> None:
+    """Add an argument that the shell completes to files."""
+    action = command.add_argument(*names, **keywords)
     action.complete = shtab.FILE  # type: ignore[attr-defined]
+
+
+def add_model(command: argparse.ArgumentParser, name: str, text: str) -> None:
+    """Add a positional model path."""
+    add_file(command, name, metavar=name.upper(), help=text)
 
 
 def add_json(command: argparse.ArgumentParser) -> None:
     """Add --json FILE|-."""
-    action = command.add_argument("--json", metavar="FILE", help="write the figures as JSON; - for stdout")
-    action.complete = shtab.FILE  # type: ignore[attr-defined]
+    add_file(command, "--json", metavar="FILE", help="write the figures as JSON; - for stdout")
 
 
 def add_data(command: argparse.ArgumentParser) -> None:
     """Add the options that say where samples come from and how they are fed."""
     group = command.add_argument_group("data")
-    action = group.add_argument(
+    add_file(
+        group,
         "--data",
         metavar="D",
         help="FILE.npz, FILE.npy, a folder of either, FILE.py:function, or random[:N]",
     )
-    action.complete = shtab.FILE  # type: ignore[attr-defined]
     group.add_argument(
         "--max-samples", type=int, metavar="N", help="use at most N samples, held-out ones included"
     )

@@ -1,0 +1,46 @@
+"""The README's commands and its Python example run as they stand, in the README's order."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from onnx_compnet_cli.main import main
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = re.findall(r"```(sh|python)\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+
+
+@pytest.mark.slow
+def test_every_example_runs(tmp_path, monkeypatch, capsys):
+    shutil.copytree(ROOT / "models", tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
+    ran = []
+    for language, text in BLOCKS:
+        if language == "python":
+            exec(compile(text, "README.md", "exec"), {})
+            ran.append("python")
+            continue
+        for line in text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["onnx-compnet"]:
+                assert main(words[1:]) == 0, (line, capsys.readouterr().err)
+                ran.append(words[1])
+    assert ran == ["sites", "grow", "grow", "verify", "info", "python"]
+    assert {"lenet5.onnx", "small.onnx", "small.json", "lenet5_python.onnx"} <= {
+        p.name for p in tmp_path.iterdir()
+    }
+
+
+def test_the_demo_that_is_shown_is_the_one_that_make_runs():
+    shown = (ROOT / "README.md").read_text("utf-8")
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    (command,) = re.findall(r"onnx-compnet grow .*", makefile)
+    assert "--candidates 40 -o demo/lenet5.onnx" in command
+    assert "40 candidates → 31 kept" in shown
+    for target in ("demo", "test"):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+        assert f"make {target}" in shown
