@@ -124,3 +124,21 @@ def test_an_activation_that_the_opset_can_not_express_is_refused_before_the_work
         node.input.append("zero")  # a Gemm of that age needs its third input
     with pytest.raises(oc.UnsupportedError, match="gelu"):
         oc.grow(old, "first", {"x": X}, activation="gelu")
+
+
+def test_memory_that_the_allocator_refuses_is_a_resource_error(monkeypatch):
+    """torch says so by a bare RuntimeError; any other RuntimeError stays what it is."""
+    from onnx_compnet import pipeline
+
+    def refuse(message):
+        def collect(*_, **__):
+            raise RuntimeError(message)
+
+        monkeypatch.setattr(pipeline, "collect", collect)
+
+    refuse("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+    with pytest.raises(oc.ResourceError, match="--candidates"):
+        oc.grow(model(), "first", {"x": X})
+    refuse("something else")
+    with pytest.raises(RuntimeError, match="something else"):
+        oc.grow(model(), "first", {"x": X})

@@ -62,7 +62,10 @@ def add_data(command: argparse.ArgumentParser) -> None:
         help="FILE.npz, FILE.npy, a folder of either, FILE.py:function, or random[:N]",
     )
     group.add_argument(
-        "--max-samples", type=int, metavar="N", help="use at most N samples, held-out ones included"
+        "--max-samples",
+        type=int,
+        metavar="N",
+        help="use at most N samples, held-out ones included (N of each with --holdout-data)",
     )
     group.add_argument("--batch-size", type=int, metavar="B", help="samples a forward pass (default 64)")
     for name, text in (

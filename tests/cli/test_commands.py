@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -211,3 +212,41 @@ def test_help_needs_neither_torch_nor_onnxruntime():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stderr.strip() == "[]"
+
+
+def run_in_shell(line, **environment):
+    """The command in a shell of its own, for what only a real process has: streams and encodings."""
+    line = line.replace("onnx-compnet", f'"{sys.executable}" -m onnx_compnet')
+    return subprocess.run(
+        ["sh", "-c", line], capture_output=True, check=False, env={**os.environ, **environment}
+    )
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_closed_stream_is_no_error(closed):
+    assert run_in_shell(f'onnx-compnet sites "{LENET}" {closed}').returncode == 0
+
+
+def test_a_terminal_without_greek_letters(child, tmp_path):
+    path, _ = child
+    arguments = f'"{LENET}" "{path}" --data random:20 --json "{tmp_path / "v.json"}"'
+    result = run_in_shell(
+        f"onnx-compnet info {path}; onnx-compnet verify {arguments}", PYTHONIOENCODING="ascii"
+    )
+    assert result.returncode == 1  # random images are not clothes: the two differ, and it is said so
+    assert b"the two models differ" in result.stdout
+    assert b"internal error" not in result.stderr
+
+
+def test_what_a_data_function_prints_stays_off_stdout(tmp_path, capsys):
+    (tmp_path / "feeds.py").write_text(
+        "import numpy as np\n\ndef loud():\n    for _ in range(6):\n        print('here')\n"
+        "        yield {'x': np.zeros((4, 1, 28, 28), np.float32)}\n"
+    )
+    assert (
+        main(["verify", str(LENET), str(LENET), "--data", f"{tmp_path / 'feeds.py'}:loud", "--json", "-"])
+        == 0
+    )
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["samples"] == 24
+    assert "here" in captured.err
