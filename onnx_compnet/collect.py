@@ -30,9 +30,9 @@ class ReaderGroup:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Everything that the algorithms need: Moments (u, y) a reader group, Covariance of x a fold."""
+    """What the algorithms need: Moments (u, y) of each group of each reader group, Covariance of x a fold."""
 
-    moments: tuple[Moments, ...]
+    moments: tuple[tuple[Moments, ...], ...]
     covariances: tuple[Covariance, ...]
 
 
@@ -61,7 +61,7 @@ def collect(
     """
     Dn = len(candidate.b1)
     covariances: list[CovarianceAccumulator | None] = [None] * folds
-    accumulators: list[MomentsAccumulator | None] = [None] * len(groups)
+    accumulators: list[list[MomentsAccumulator]] = [[] for _ in groups]
     for batch, tensors in capture(session, batches, progress=progress):
         t = _computable(tensors[site.tensor])
         with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
@@ -71,15 +71,19 @@ def collect(
         covariance.update(channel_rows(x, output_channel_axis(candidate)))
         for index, group in enumerate(groups):
             y = _targets(site.linear, group, tensors)
-            p = Dn * group.geometry.taps
-            accumulator = accumulators[index] or MomentsAccumulator(p, y.shape[1], t.device, t.dtype)
-            accumulators[index] = accumulator
+            parts = group.geometry.groups
+            p, D2 = Dn // parts * group.geometry.taps, y.shape[1] // parts
+            accumulators[index] = accumulators[index] or [
+                MomentsAccumulator(p, D2, t.device, t.dtype) for _ in range(parts)
+            ]
             first = 0
             for u in row_chunks(A, group.geometry):
-                accumulator.update(u, y[first : first + len(u)])
+                rows = y[first : first + len(u)]
+                for part, accumulator in enumerate(accumulators[index]):
+                    accumulator.update(u[:, part * p : (part + 1) * p], rows[:, part * D2 : (part + 1) * D2])
                 first += len(u)
     return Statistics(
-        moments=tuple(a.result() for a in accumulators if a is not None),
+        moments=tuple(tuple(part.result() for part in parts) for parts in accumulators),
         covariances=tuple(c.result() for c in covariances if c is not None),
     )
 
@@ -92,9 +96,12 @@ def first_scale(session: Session, batches: Batches, site: Site) -> float:
 
 
 def _targets(readers: Sequence[Reader], group: ReaderGroup, tensors: dict[str, Tensor]) -> Tensor:
-    """Outputs of a group's readers as rows, side by side: (n, ΣD2)."""
+    """Outputs of a group's readers as rows (n, ΣD2), side by side within each group of a grouped convolution."""
     ys = [target_rows(_computable(tensors[readers[m].output]), group.geometry) for m in group.members]
-    return ys[0] if len(ys) == 1 else torch.cat(ys, dim=1)
+    if len(ys) == 1:
+        return ys[0]
+    parts = group.geometry.groups
+    return torch.cat([y.reshape(len(y), parts, -1) for y in ys], dim=2).reshape(len(ys[0]), -1)
 
 
 def _computable(tensor: Tensor) -> Tensor:

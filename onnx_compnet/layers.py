@@ -76,9 +76,10 @@ class Activation:
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """How a Conv with one group reads a tensor (N, C, *spatial); lengths equal the spatial rank (1, 2 or 3).
+    """How a Conv reads a tensor (N, C, *spatial); lengths equal the spatial rank (1, 2 or 3).
 
-    ``pads`` in ONNX order (all begins, then all ends); ignored unless ``auto_pad`` is "NOTSET".
+    ``pads`` in ONNX order (all begins, then all ends); ignored unless ``auto_pad`` is "NOTSET". With ``groups``
+    each output reads only the channels of its group, as many in each: C for a depthwise Conv.
     """
 
     kernel: tuple[int, ...]
@@ -86,6 +87,7 @@ class ConvGeometry:
     dilations: tuple[int, ...]
     pads: tuple[int, ...]
     auto_pad: str = "NOTSET"  # NOTSET | VALID | SAME_UPPER | SAME_LOWER
+    groups: int = 1
 
     @property
     def taps(self) -> int:
@@ -105,6 +107,11 @@ class DenseGeometry:
     channel_axis: int = -1
     taps: int = 1
     flattened: bool = False
+
+    @property
+    def groups(self) -> int:
+        """1: every output reads every channel."""
+        return 1
 
 
 Geometry: TypeAlias = ConvGeometry | DenseGeometry
@@ -130,7 +137,10 @@ class CandidateLayer:
 
 @dataclass(frozen=True)
 class ReaderWeights:
-    """A reader's new weights in canonical form: y = W2ᵀu + b2, W2 (kept·taps, D2) grouped by neuron, b2 (D2,)."""
+    """A reader's new weights in canonical form: y = W2ᵀu + b2, W2 (kept·taps, D2) grouped by neuron, b2 (D2,).
+
+    Of a reader with groups, W2 is (kept/groups·taps, D2): each column belongs to the neurons of its output's group.
+    """
 
     W2: Array
     b2: Array

@@ -21,8 +21,10 @@ from torch import Tensor
 
 from onnx_compnet.collect import ReaderGroup, Statistics, collect, first_scale, reader_groups
 from onnx_compnet.config import GrowOptions
+from onnx_compnet.core import by_group, known_weights
 from onnx_compnet.errors import DataError, ResourceError, UsageError, VerificationError
 from onnx_compnet.graph import model_io, names, provenance, prune
+from onnx_compnet.graph.index import GraphIndex
 from onnx_compnet.graph.names import TENSOR_PREFIX
 from onnx_compnet.graph.sites import Site, refusals
 from onnx_compnet.graph.splice import splice
@@ -30,6 +32,8 @@ from onnx_compnet.growth import CurvePoint, Growth, SiteGrowth
 from onnx_compnet.layers import CandidateLayer, NewLayers, ReaderWeights
 from onnx_compnet.numerics import initialise
 from onnx_compnet.numerics.algorithms import Problem, Selection, select
+from onnx_compnet.numerics.initialise import Core
+from onnx_compnet.numerics.pool import Constraints
 from onnx_compnet.numerics.rows import output_channel_axis
 from onnx_compnet.planning import (
     FOLDS,
@@ -37,6 +41,8 @@ from onnx_compnet.planning import (
     Place,
     activation_at,
     candidate_layer,
+    core_of,
+    has_core,
     neurons,
     prepare,
     refuse_large,
@@ -149,9 +155,10 @@ def _grow_site(
     with stopwatch("capture"):
         outputs = dict.fromkeys([site.tensor, *(reader.output for reader in site.linear)])
         session = Session(prune.prefix(model, list(outputs)), job.device)
-        exact = activation_at(site, options).name in initialise.EXACT_PAIRS
-        t_scale = first_scale(session, job.split.fit, site) if site.mode == "block" and not exact else 1.0
-        candidate = candidate_layer(site, options, t_scale)
+        exact = initialise.is_exact(activation_at(site, options), site.bounds)
+        t_scale = first_scale(session, job.split.fit, site) if has_core(site) and not exact else 1.0
+        core = core_of(site, options, t_scale)
+        candidate = candidate_layer(site, options, core)
         bar = f"{site.name}: " if options.progress else None
         fitted = collect(
             session, job.split.fit, site, candidate, groups, folds=FOLDS, progress=bar and bar + "fit"
@@ -160,7 +167,8 @@ def _grow_site(
             session, job.split.held_out, site, candidate, groups, folds=1, progress=bar and bar + "held-out"
         )
     with stopwatch("solve"):
-        selection = _select(groups, site, fitted, held_out, _prior(candidate, site, t_scale), options)
+        known = known_weights(GraphIndex.of(model), site, Dn, core)
+        selection = _select(groups, site, fitted, held_out, core, known, options)
     with stopwatch("splice"):
         spliced = splice(model, site, _survivors(candidate, selection), label=site.name)
     step = _Step(
@@ -168,18 +176,10 @@ def _grow_site(
         candidate=candidate,
         selection=selection,
         targets=spliced.targets,
-        rows=min(moments.n for moments in fitted.moments),
-        columns=len(selection.kept) * site.max_taps,
+        rows=min(part.n for parts in fitted.moments for part in parts),
+        columns=max(fit.W2.shape[0] for fit in selection.readers),
     )
     return spliced.model, step
-
-
-def _prior(candidate: CandidateLayer, site: Site, t_scale: float) -> Tensor | None:
-    """What is known of a block's W2 beforehand: that its core makes the tensor again."""
-    if site.mode != "block":
-        return None
-    known = initialise.core_weights(site.channels, len(candidate.b1), candidate.activation, t_scale)
-    return None if known is None else torch.from_numpy(known)
 
 
 def _select(
@@ -187,14 +187,22 @@ def _select(
     site: Site,
     fitted: Statistics,
     held_out: Statistics,
-    prior: Tensor | None,
+    core: Core | None,
+    known: Sequence[Tensor] | None,
     options: GrowOptions,
 ) -> Selection:
+    """Every group of a grouped convolution is a problem of its own, over its share of the neurons."""
     problems = []
     for group, fit, held in zip(groups, fitted.moments, held_out.moments, strict=True):
-        ends = list(accumulate(site.linear[member].features for member in group.members))
+        parts = group.geometry.groups
+        ends = accumulate(site.linear[member].features // parts for member in group.members)
         slices = tuple(slice(start, end) for start, end in pairwise([0, *ends]))
-        problems.append(Problem(fit, held, group.geometry.taps, slices, group.members, prior))
+        priors = by_group([known[member] for member in group.members], parts) if known else [None] * parts
+        shares = [None] if parts == 1 else torch.arange(neurons(site, options)).chunk(parts)
+        problems += [
+            Problem(mine, others, group.geometry.taps, slices, group.members, prior, share)
+            for mine, others, prior, share in zip(fit, held, priors, shares, strict=True)
+        ]
     return select(
         options.method,
         problems,
@@ -205,6 +213,7 @@ def _select(
         rho=options.ridge,
         refit=options.refit,
         seed=options.seed,
+        constraints=Constraints(() if core is None else tuple(core.places.tolist()), site.groups),
     )
 
 

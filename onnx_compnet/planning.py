@@ -19,6 +19,7 @@ from onnx_compnet.graph.names import TENSOR_PREFIX
 from onnx_compnet.graph.sites import Site, find_sites
 from onnx_compnet.layers import Activation, CandidateLayer
 from onnx_compnet.numerics import initialise
+from onnx_compnet.numerics.initialise import Core
 from onnx_compnet.runtime.device import Device, available_memory
 from onnx_compnet.runtime.device import select as select_device
 from onnx_compnet.runtime.sources import DataOptions, Source, open_data
@@ -117,26 +118,48 @@ def activation_at(site: Site, options: GrowOptions) -> Activation:
     return site.activation if options.activation == "auto" else activation_named(options.activation)
 
 
+def has_core(site: Site) -> bool:
+    """Whether random candidates alone would be useless there, so that exact ones begin the pool."""
+    return site.mode == "block" or site.groups > 1
+
+
 def neurons(site: Site, options: GrowOptions) -> int:
-    """N_redundant."""
-    return options.candidates or (3 if site.mode == "block" else 2) * site.channels
+    """N_redundant: as asked for; with a core no fewer than that has, and a multiple of the groups."""
+    if not has_core(site):
+        return options.candidates or 2 * site.channels
+    core = initialise.core_size(site.channels, activation_at(site, options), site.bounds)
+    wanted = max(options.candidates or core + site.channels, core)
+    return math.ceil(wanted / site.groups) * site.groups
 
 
-def candidate_layer(site: Site, options: GrowOptions, t_scale: float = 1.0) -> CandidateLayer:
-    """The candidates, drawn; ``t_scale`` is the site's root mean square where a block needs it."""
-    activation, kernel = activation_at(site, options), _kernel(site, options.kernel)
-    block = site.mode == "block"
+def core_of(site: Site, options: GrowOptions, t_scale: float = 1.0) -> Core | None:
+    """The neurons that keep the site's function; ``t_scale`` is its root mean square, where they are not exact."""
+    if not has_core(site):
+        return None
+    return initialise.exact_core(
+        site.channels,
+        neurons(site, options),
+        _kernel(site, options.kernel),
+        activation_at(site, options),
+        bounds=site.bounds,
+        groups=site.groups,
+        t_scale=t_scale,
+    )
+
+
+def candidate_layer(site: Site, options: GrowOptions, core: Core | None) -> CandidateLayer:
+    """The candidates, drawn, with the core among them."""
     return initialise.candidates(
         site.kind,
         site.channels,
         neurons(site, options),
-        kernel,
-        activation,
+        _kernel(site, options.kernel),
+        activation_at(site, options),
         init=options.init,
         seed=options.seed,
         dtype=np.dtype(site.dtype),
         channel_axis=site.channel_axis,
-        core=initialise.exact_core(site.channels, kernel, activation, t_scale) if block else None,
+        core=core,
     )
 
 
@@ -153,7 +176,9 @@ def memory_needed(site: Site, Dn: int, kernel: int) -> int:
     And the candidates' weights, which a wide layer on many channels makes large, while they are drawn.
     """
     weights = Dn * site.channels * math.prod(_kernel(site, kernel))
-    return 5 * 8 * (Dn * site.max_taps) ** 2 + 3 * 8 * weights
+    geometries = [reader.geometry for reader in site.linear]
+    moments = max(each.groups * (Dn // each.groups * each.taps) ** 2 for each in geometries)
+    return 5 * 8 * moments + 3 * 8 * weights
 
 
 def refuse_large(site: Site, Dn: int, kernel: int, device: Device) -> None:
@@ -190,7 +215,7 @@ def plan(
     for site in job.sites:
         Dn = neurons(site, options)
         refuse_large(site, Dn, options.kernel, job.device)
-        candidate = candidate_layer(site, options)
+        candidate = candidate_layer(site, options, core_of(site, options))
         kernel = "×".join(map(str, candidate.W1.shape[2:]))
         lines += [
             f"site        {site.name}: tensor {site.tensor}, {site.channels} channels, "

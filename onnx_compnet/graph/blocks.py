@@ -11,6 +11,7 @@ from typing import Literal
 
 from onnx import NodeProto
 
+from onnx_compnet.graph.bounds import bounds
 from onnx_compnet.graph.index import STANDARD_DOMAINS, GraphIndex, int_attribute, label
 from onnx_compnet.graph.readers import OLDEST_OPSET
 from onnx_compnet.graph.structures import Reader, Site
@@ -109,6 +110,7 @@ def block_site(index: GraphIndex, tensor: str, activation: Activation) -> Site:
         channel_axis=axis if spatial else -1,
         mode="block",
         read_by=tuple(read_by),
+        bounds=bounds(index, tensor),
     )
 
 

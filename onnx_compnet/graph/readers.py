@@ -164,17 +164,15 @@ def _check_data(index: GraphIndex, name: str) -> None:
 
 def _conv(index: GraphIndex, position: int, node: NodeProto) -> Candidate:
     _check_data(index, node.input[0])
-    group = int_attribute(node, "group", 1)
-    if group != 1:
-        raise NotAReaderError(
-            f"it has {group} groups (a grouped or depthwise Conv), one group is what can be fitted"
-        )
+    groups = int_attribute(node, "group", 1)
     source = _weight(index, node)
     if len(source.dims) not in (3, 4, 5):
         raise NotAReaderError(
             f"its weight has the shape {source.dims}; Conv of one to three spatial axes can be read"
         )
     features, channels, *kernel = source.dims
+    if groups < 1 or features % groups:
+        raise NotAReaderError(f"its {features} outputs can't be shared out among {groups} groups")
     _row_bias(index, node, features)
     axes = len(kernel)
     geometry = ConvGeometry(
@@ -183,10 +181,11 @@ def _conv(index: GraphIndex, position: int, node: NodeProto) -> Candidate:
         dilations=ints_attribute(node, "dilations") or (1,) * axes,
         pads=ints_attribute(node, "pads") or (0,) * (2 * axes),
         auto_pad=text_attribute(node, "auto_pad", "NOTSET") or "NOTSET",
+        groups=groups,
     )
     reader = Reader(label(node), "Conv", position, node.input[0], node.output[0], features, geometry)
     assert source.dtype is not None
-    return Candidate(node.input[0], reader, channels, 1, source.dtype, spatial=True)
+    return Candidate(node.input[0], reader, channels * groups, 1, source.dtype, spatial=True)
 
 
 def _constant_right_operand(index: GraphIndex, node: NodeProto) -> ConstantSource:

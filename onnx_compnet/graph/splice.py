@@ -96,7 +96,12 @@ def _check_shapes(site: Site, layers: NewLayers) -> None:
             f"site '{site.name}' has {len(site.linear)} readers, weights came for {len(layers.readers)}"
         )
     for reader, weights in zip(site.linear, layers.readers, strict=True):
-        wanted_shape = (neurons * reader.geometry.taps, reader.features)
+        groups = reader.geometry.groups
+        if neurons % groups:
+            raise UsageError(
+                f"reader '{reader.node}' has {groups} groups, among which {neurons} neurons can't be shared"
+            )
+        wanted_shape = (neurons // groups * reader.geometry.taps, reader.features)
         if weights.W2.shape != wanted_shape or weights.b2.shape != wanted_shape[1:]:
             raise UsageError(
                 f"the weights of reader '{reader.node}' have the shapes {weights.W2.shape} and "
@@ -179,7 +184,7 @@ class _Surgery:
     def _native(self, reader: Reader, node: NodeProto, W2: Array, b2: Array) -> tuple[Array, Array]:
         """The weights as the node wants them, alpha, beta and transB undone."""
         if isinstance(reader.geometry, ConvGeometry):
-            return W2.T.reshape(reader.features, self.neurons, *reader.geometry.kernel), b2
+            return W2.T.reshape(reader.features, -1, *reader.geometry.kernel), b2
         if reader.op_type == "MatMul":
             return W2, b2
         scales = []

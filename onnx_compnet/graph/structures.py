@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,11 +56,20 @@ class Site:
     mode: Literal["replace", "block"] = "replace"
     read_by: tuple[str, ...] = ()
     """what reads a block; see ``readers``"""
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    """between which the ops in front keep the tensor, whatever the model's inputs are"""
+    why_block: str = ""
+    """why mode "replace" is impossible, as the rest of a sentence that starts with the tensor; "" where it is not"""
 
     @property
     def readers(self) -> tuple[str, ...]:
         """The names of the nodes that read the site."""
         return self.read_by if self.mode == "block" else tuple(reader.node for reader in self.linear)
+
+    @property
+    def groups(self) -> int:
+        """Into how many groups of equal size the new neurons must fall, so that every reader's groups are met."""
+        return math.lcm(*(reader.geometry.groups for reader in self.linear))
 
     @property
     def max_taps(self) -> int:

@@ -9,6 +9,7 @@ from onnx import ModelProto
 
 from onnx_compnet.graph.activations import match_backward
 from onnx_compnet.graph.blocks import block_site
+from onnx_compnet.graph.bounds import bounds
 from onnx_compnet.graph.flatten import RESHAPING
 from onnx_compnet.graph.index import GraphIndex, describe, is_op, label, nodes_within, subgraphs
 from onnx_compnet.graph.readers import Candidate, NotAReaderError, candidates, is_linear
@@ -202,6 +203,7 @@ def _site(index: GraphIndex, tensor: str, reads: list[Candidate]) -> Site:
         rank=rank,
         dtype=first.dtype,
         channel_axis=first.channel_axis,
+        bounds=bounds(index, tensor),
     )
 
 

@@ -22,7 +22,7 @@ from onnx_compnet.numerics import problems as sites
 from onnx_compnet.numerics import ridge
 from onnx_compnet.numerics.iilasso import MAX_ITR, Solution, Statistics, cap_search
 from onnx_compnet.numerics.moments import Covariance, merge_covariances
-from onnx_compnet.numerics.pool import Pool, Selection
+from onnx_compnet.numerics.pool import FREE, Constraints, Pool, Selection
 from onnx_compnet.numerics.problems import Problem, ReaderFit, hadamard_statistics
 from onnx_compnet.numerics.similarity import similarity
 
@@ -47,13 +47,22 @@ def select(
     seed: int = 0,
     max_itr: int = MAX_ITR,
     path_points: int = PATH_POINTS,
+    constraints: Constraints = FREE,
 ) -> Selection:
     """Run one of METHODS by name; an option that the method does not have is ignored. Errors as the
     methods."""
-    if method == "alg1":
-        return alg1(problems, x_folds, lam=lam, alpha=alpha, keep=keep, rho=rho, max_itr=max_itr)
-    if method == "alg2":
-        return alg2(problems, x_folds, lam=lam, alpha=alpha, keep=keep, rho=rho, max_itr=max_itr)
+    if method in ("alg1", "alg2"):
+        algorithm = alg1 if method == "alg1" else alg2
+        return algorithm(
+            problems,
+            x_folds,
+            lam=lam,
+            alpha=alpha,
+            keep=keep,
+            rho=rho,
+            max_itr=max_itr,
+            constraints=constraints,
+        )
     if method == "alg3":
         return alg3(
             problems,
@@ -64,11 +73,12 @@ def select(
             refit=refit,
             max_itr=max_itr,
             path_points=path_points,
+            constraints=constraints,
         )
     if method == "random":
         if keep is None:
             raise UsageError("method 'random' needs keep, the number of neurons")
-        return random_subset(problems, keep=keep, seed=seed, rho=rho)
+        return random_subset(problems, keep=keep, seed=seed, rho=rho, constraints=constraints)
     raise UsageError(f"unknown method {method!r}; use one of {', '.join(METHODS)}")
 
 
@@ -81,6 +91,7 @@ def alg1(
     keep: int | None = None,
     rho: float = ridge.RHO,
     max_itr: int = MAX_ITR,
+    constraints: Constraints = FREE,
 ) -> Selection:
     """Algorithm 1: drop neurons that resemble others (Eq. 1), then fit W2 (Eq. 2, Eq. 11).
 
@@ -93,7 +104,7 @@ def alg1(
     Differs from the paper: W2 is fitted with intercept and ridge; the cap, which its loop condition never
     meets.
     """
-    pool = Pool.of(problems, keep)
+    pool = Pool.of(problems, keep, constraints)
     statistics = _resemblance(reduce(merge_covariances, pool.folds(x_folds)))
     _refuse_large_lam(lam, 1.0, lambda value: len(statistics.solve(value, alpha).support))
     first = statistics.solve(lam, alpha)
@@ -101,7 +112,7 @@ def alg1(
     def solve(strength: float, weaker: Solution) -> Solution:
         return statistics.solve(lam, strength, weaker.beta)
 
-    solution = _cap(solve, lambda found: len(found.support), first, keep, alpha, None, max_itr)
+    solution = _cap(solve, pool.size, first, keep, alpha, None, max_itr)
     beta = solution.beta[solution.support]
     notes = _resemblance_notes(pool, solution, len(beta))
     return pool.finish(solution, solution.support, beta, rho, notes=notes)
@@ -125,6 +136,7 @@ def alg2(
     keep: int | None = None,
     rho: float = ridge.RHO,
     max_itr: int = MAX_ITR,
+    constraints: Constraints = FREE,
 ) -> Selection:
     """Algorithm 2: alternate between β (step 5.1) and W1 (step 5.2), then fit W2.
 
@@ -141,7 +153,7 @@ def alg2(
     Differs from the paper: its C = A(1)·diag(β) in step 5.2 has mismatched sizes (D1 against Dn); the
     folds; the end of the loop; intercept, ridge and cap as in ``alg1``.
     """
-    pool = Pool.of(problems, keep)
+    pool = Pool.of(problems, keep, constraints)
     folds = [similarity(fold.correlation()) for fold in pool.folds(x_folds)]
 
     def alternate(strength: float, at: float = lam) -> _Alternation:
@@ -164,7 +176,7 @@ def alg2(
     _refuse_large_lam(lam, 1.0, lambda value: len(alternate(alpha, value).support))
     found = _cap(
         lambda strength, _: alternate(strength),
-        lambda run: len(run.support),
+        lambda run: len(pool.completed(run.support)),
         alternate(alpha),
         keep,
         alpha,
@@ -187,6 +199,7 @@ def alg3(
     refit: bool = True,
     max_itr: int = MAX_ITR,
     path_points: int = PATH_POINTS,
+    constraints: Constraints = FREE,
 ) -> Selection:
     """Algorithm 3: keep the neurons that y needs (Eq. 3).
 
@@ -203,8 +216,8 @@ def alg3(
     refitted on the survivors (``refit=False``: the rows of W2 scaled by β, with β = 1 the paper's); step 3
     comes before step 2, which uses it; intercept, ridge and cap.
     """
-    pool = Pool.of(problems, keep)
-    fits = [ridge.fit(problem.fit, rho) for problem in pool.problems]
+    pool = Pool.of(problems, keep, constraints)
+    fits = [ridge.fit(p.fit, rho, p.prior if p.fit.n <= len(p.fit.mean_u) else None) for p in pool.problems]
     notes = [f"all candidates: {note}" for fit in fits for note in fit.warnings]
     W2s = [fit.W2 for fit in fits]
     K, c, variance = hadamard_statistics(pool.problems, W2s)
@@ -228,22 +241,25 @@ def alg3(
     def solve(strength: float, weaker: Solution) -> Solution:
         return statistics.solve(strength, alpha, weaker.beta)
 
-    solution = _cap(solve, lambda found: len(found.support), first, keep, lam * lam_max, lam_max, max_itr)
+    def completed(of: Solution) -> NDArray[np.intp]:
+        return pool.completed(places[of.support])
+
+    solution = _cap(solve, lambda of: len(completed(of)), first, keep, lam * lam_max, lam_max, max_itr)
 
     def readers(of: Solution) -> tuple[tuple[ReaderFit, ...], tuple[str, ...]]:
-        beta = of.beta * to_beta
-        kept = torch.from_numpy(places[of.support])
-        left = [sites.restricted(problem, kept) for problem in pool.problems]
+        support = completed(of)
         if refit:
-            return sites.fit_readers(left, rho)
-        scale = torch.from_numpy(beta[of.support])
-        scaled = [
-            W2.reshape(-1, problem.taps, W2.shape[1])[kept.to(W2.device)] * scale.to(W2.device)[:, None, None]
-            for problem, W2 in zip(pool.problems, W2s, strict=True)
-        ]
-        rows = [W2.reshape(-1, W2.shape[2]) for W2 in scaled]
-        offsets = [ridge.intercept(problem.fit, W2) for problem, W2 in zip(left, rows, strict=True)]
-        return sites.measured(left, rows, offsets), ()
+            return sites.fit_readers(pool.left(support), rho)
+        scale = torch.ones(len(pool.alive), dtype=torch.float64)
+        scale[places[of.support]] = torch.from_numpy((of.beta * to_beta)[of.support])
+        scaled = []
+        for problem, W2 in zip(pool.problems, W2s, strict=True):
+            own = scale if problem.among is None else scale[problem.among]
+            weights = W2 * own.repeat_interleave(problem.taps).to(W2)[:, None]
+            scaled.append(sites.restricted(replace(problem, prior=weights), torch.from_numpy(support)))
+        rows = [problem.prior for problem in scaled if problem.prior is not None]
+        offsets = [ridge.intercept(problem.fit, W2) for problem, W2 in zip(scaled, rows, strict=True)]
+        return sites.measured(scaled, rows, offsets), ()
 
     curve: list[tuple[float, int, float | None]] = []
     errors: dict[bytes, float | None] = {}
@@ -251,10 +267,11 @@ def alg3(
     for fraction in np.geomspace(0.8, 0.01, path_points).tolist() if path_points else []:
         point = statistics.solve(fraction * lam_max, alpha, beta)
         beta = point.beta
-        key = point.support.tobytes() if refit else point.beta.tobytes()
+        support = completed(point)
+        key = support.tobytes() if refit else point.beta.tobytes()
         if key not in errors:
             errors[key] = sites.worst(readers(point)[0])[1]
-        curve.append((fraction, len(point.support), errors[key]))
+        curve.append((fraction, len(support), errors[key]))
     found, more = readers(solution)
     unstandardised = solution.beta[solution.support] * to_beta[solution.support]
     return replace(
@@ -265,17 +282,25 @@ def alg3(
 
 
 def random_subset(
-    problems: Sequence[Problem], *, keep: int, seed: int = 0, rho: float = ridge.RHO
+    problems: Sequence[Problem],
+    *,
+    keep: int,
+    seed: int = 0,
+    rho: float = ridge.RHO,
+    constraints: Constraints = FREE,
 ) -> Selection:
     """The baseline: ``keep`` of the neurons that vary, drawn by ``seed``, with W2 fitted; β is 1 for them.
 
     Raises UsageError for ``keep`` < 1, DataError as ``alg1``.
     """
-    pool = Pool.of(problems, keep)
+    pool = Pool.of(problems, keep, constraints)
     order = torch.randperm(len(pool.alive), generator=torch.Generator("cpu").manual_seed(seed)).numpy()
-    chosen = np.sort(order[:keep])
+    order = np.concatenate([pool.core, order[~np.isin(order, pool.core)]])
+    share = keep // pool.groups
+    group = pool.alive.numpy()[order] * pool.groups // pool.Dn
+    chosen = np.sort(np.concatenate([order[group == number][:share] for number in range(pool.groups)]))
     notes: tuple[str, ...] = ()
-    if len(chosen) < keep:
+    if len(chosen) < share * pool.groups:
         notes = (f"only {len(chosen)} of the {keep} neurons asked for vary on the data; all of them stay",)
     return pool.finish(None, chosen, np.ones(len(chosen)), rho, notes=notes)
 

@@ -1,8 +1,9 @@
-"""Candidate weights W1 for the new layer: He, Glorot and Kumar (step 1 of Algorithms 1-3)."""
+"""Candidate weights W1 for the new layer: He, Glorot and Kumar (step 1 of Algorithms 1-3), and exact cores."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnx_compnet.errors import UsageError
 from onnx_compnet.layers import Activation, CandidateLayer, LayerKind
-from onnx_compnet.numerics.activations import value_and_slope_at_zero
+from onnx_compnet.numerics.activations import apply, value_and_slope_at_zero
 
 RULES = ("he", "glorot", "kumar")
 
@@ -69,50 +70,100 @@ def variance(init: str, activation: Activation, fan_in: int, fan_out: int) -> fl
     raise UsageError(f"unknown init {init!r}; use auto, he, glorot (also called xavier) or kumar")
 
 
-# h(z) − h(−z) = κz: neurons with U and with −U, read by a linear layer, are exactly U. (Clip and relu are also
-# the identity on what a clip or relu has left: then the second half is dead and drops out.)
-EXACT_PAIRS = frozenset(
-    ("relu", "leaky_relu", "prelu", "gelu", "gelu_tanh", "silu", "hardswish", "softplus", "clip")
-)
+# h(z) − h(−z) = κz: neurons with U and with −U, read by a linear layer, are exactly U.
+EXACT_PAIRS = frozenset(("relu", "leaky_relu", "prelu", "gelu", "gelu_tanh", "silu", "hardswish", "softplus"))
 LINEAR_RANGE = (
     0.02  # of the other activations' argument: bends them by 1e-4 or so, and is far above the ridge
 )
 
 
-def exact_core(
-    D1: int, kernel: tuple[int, ...], activation: Activation, t_scale: float = 1.0
-) -> NDArray[np.float64]:
-    """W1 (n, D1, *kernel) of neurons from which a linear layer can make t again: the core of a block.
+@dataclass(frozen=True, eq=False)
+class Core:
+    """Neurons from which a linear layer can make t again.
 
-    ± Dirac pairs (n = 2·D1) for the activations in EXACT_PAIRS, exact to rounding. Otherwise the pairs are
-    scaled by LINEAR_RANGE/``t_scale``, the root mean square of t, so that h is nearly linear on them: exact to
-    about 1e-3 for tanh, and the layer starts with small gradients.
+    W1 (n, D1, *kernel); ``W2`` (n, D1) makes t of them, None where h is flat at 0; ``places`` (n,) among all Dn
+    candidates: the first ones of each group.
     """
-    taps = math.prod(kernel)
-    centre = int(np.ravel_multi_index([(k - 1) // 2 for k in kernel], kernel)) if kernel else 0
-    core = np.zeros((2 * D1, D1, taps))
-    gain = 1.0 if activation.name in EXACT_PAIRS else LINEAR_RANGE / t_scale
-    for sign, first in ((gain, 0), (-gain, D1)):
-        core[first + np.arange(D1), np.arange(D1), centre] = sign
-    return core.reshape(2 * D1, D1, *kernel)
+
+    W1: NDArray[np.float64]
+    W2: NDArray[np.float64] | None
+    places: NDArray[np.intp]
 
 
-def core_weights(
-    D1: int, Dn: int, activation: Activation, t_scale: float = 1.0
-) -> NDArray[np.float64] | None:
-    """W2 (Dn, D1) that makes t from the neurons of ``exact_core``, 0 for the others; None where h is flat at 0."""
-    name = activation.name
-    if name in EXACT_PAIRS:
-        weight = 1.0 / (1.0 + activation.parameters[0]) if name in ("leaky_relu", "prelu") else 1.0
+def slope_on(activation: Activation, low: float, high: float) -> float | None:
+    """κ where h(z) = κz for all z from ``low`` to ``high``, else None."""
+    name, parameters = activation.name, activation.parameters
+    if name == "clip":
+        return 1.0 if parameters[0] <= low and high <= parameters[1] else None
+    if low < 0:
+        return None
+    return parameters[1] if name == "selu" else 1.0 if name in _LINEAR_ABOVE_0 else None
+
+
+_LINEAR_ABOVE_0 = ("relu", "leaky_relu", "prelu", "elu", "celu")
+
+
+def is_exact(activation: Activation, bounds: tuple[float, float]) -> bool:
+    """Whether the core is exact to rounding for a t within ``bounds``."""
+    return activation.name in EXACT_PAIRS or slope_on(activation, *bounds) is not None
+
+
+def core_size(D1: int, activation: Activation, bounds: tuple[float, float]) -> int:
+    """How many neurons ``exact_core`` has."""
+    return D1 if slope_on(activation, *bounds) is not None else 2 * D1
+
+
+def exact_core(
+    D1: int,
+    Dn: int,
+    kernel: tuple[int, ...],
+    activation: Activation,
+    *,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    groups: int = 1,
+    t_scale: float = 1.0,
+) -> Core:
+    """The core of a layer of Dn candidates that is to keep its function.
+
+    Where h is linear on ``bounds``, between which t is known to lie: D1 Dirac kernels (Net2DeeperNet), exact.
+    Otherwise ± pairs of them (n = 2·D1), exact to rounding for the activations in EXACT_PAIRS. For all others the
+    pairs are scaled by LINEAR_RANGE/``t_scale``, the root mean square of t, so that h is nearly linear on them:
+    exact to about 1e-3 for tanh, and the layer starts with small gradients. With ``groups`` each has the neurons
+    of its own channels.
+
+    Raises UsageError where Dn is no multiple of ``groups`` or too small.
+    """
+    slope = slope_on(activation, *bounds)
+    signs = (1.0, -1.0) if slope is None else (1.0,)
+    if Dn % groups or len(signs) * D1 > Dn:
+        raise UsageError(
+            f"{Dn} candidates in {groups} groups can't begin with the {len(signs) * D1} that keep the function"
+        )
+    gain = 1.0
+    if not is_exact(activation, bounds):
+        gain = LINEAR_RANGE / t_scale
+        z = torch.tensor([LINEAR_RANGE, -LINEAR_RANGE], dtype=torch.float64)
+        above, below = apply(activation, z).tolist()
+        rise = (above - below) / LINEAR_RANGE
+        weight = 1 / (gain * rise) if rise else None
+    elif slope is None:
+        weight = 1 / (1 + activation.parameters[0]) if activation.name in ("leaky_relu", "prelu") else 1.0
     else:
-        slope = value_and_slope_at_zero(activation)[1]
-        if slope == 0:
-            return None
-        weight = t_scale / (2 * LINEAR_RANGE * slope)
-    W2 = np.zeros((Dn, D1))
-    W2[np.arange(D1), np.arange(D1)] = weight
-    W2[D1 + np.arange(D1), np.arange(D1)] = -weight
-    return W2
+        weight = 1 / slope
+    each = D1 // groups
+    channel = np.tile(np.arange(D1).reshape(groups, 1, each), (1, len(signs), 1)).reshape(-1)
+    sign = np.tile(np.repeat(signs, each), groups)
+    n = np.arange(len(channel))
+    centre = int(np.ravel_multi_index([(k - 1) // 2 for k in kernel], kernel)) if kernel else 0
+    W1 = np.zeros((len(n), D1, math.prod(kernel)))
+    W1[n, channel, centre] = gain * sign
+    W2 = None
+    if weight is not None:
+        W2 = np.zeros((len(n), D1))
+        W2[n, channel] = weight * sign
+    of_a_group = len(signs) * each
+    places = n // of_a_group * (Dn // groups) + n % of_a_group
+    return Core(W1.reshape(len(n), D1, *kernel), W2, places)
 
 
 def candidates(
@@ -126,16 +177,15 @@ def candidates(
     seed: int,
     dtype: np.dtype,
     channel_axis: int = -1,
-    core: NDArray[np.float64] | None = None,
+    core: Core | None = None,
 ) -> CandidateLayer:
     """Dn candidate neurons with normally distributed W1 (see ``variance``) and b1 = 0.
 
     W1 is (Dn, D1, *kernel) for kind "conv", (Dn, D1) for "gemm" and "matmul" (``kernel`` is then ``()``),
     and fan_in = D1·taps, fan_out = Dn·taps. The numbers are drawn in float64 on the CPU from ``seed`` in
     the order (Dn, D1, *kernel) and then cast to ``dtype``: every device gets the same ones, and so do an
-    MLP and the 1×1 convolution that equals it. The rows of ``core`` (see ``exact_core``) come first, random
-    ones after them. Raises UsageError for sizes, a kernel, a seed or an ``init``
-    that make no sense.
+    MLP and the 1×1 convolution that equals it. The neurons of ``core`` stand in their places, random ones in all
+    others. Raises UsageError for sizes, a kernel, a seed or an ``init`` that make no sense.
     """
     if D1 < 1 or Dn < 1:
         raise UsageError(f"a layer needs at least one input and one neuron, not D1 = {D1} and Dn = {Dn}")
@@ -146,14 +196,13 @@ def candidates(
     taps = math.prod(kernel)
     scale = math.sqrt(variance(init, activation, D1 * taps, Dn * taps))
     generator = torch.Generator("cpu").manual_seed(seed)
-    given = np.zeros((0, D1, *kernel)) if core is None else core
-    if len(given) > Dn:
-        raise UsageError(
-            f"{Dn} candidates are too few: a block of {D1} channels begins with {len(given)} that keep the "
-            f"function; give --candidates {len(given)} or more, and --keep for fewer neurons in the end"
-        )
-    drawn = torch.randn((Dn - len(given), D1, *kernel), dtype=torch.float64, generator=generator).numpy()
-    W1 = np.concatenate([given, scale * drawn])
+    W1 = np.empty((Dn, D1, *kernel))
+    random = np.ones(Dn, bool)
+    if core is not None:
+        random[core.places] = False
+        W1[core.places] = core.W1
+    drawn = torch.randn((int(random.sum()), D1, *kernel), dtype=torch.float64, generator=generator)
+    W1[random] = scale * drawn.numpy()
     return CandidateLayer(
         kind=kind,
         activation=activation,

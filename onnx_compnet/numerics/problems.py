@@ -1,7 +1,8 @@
 """The least-squares problems of a site: one for every geometry among its readers, and what they share.
 
 Several readers of one tensor have a W2 each and one β: K = Σ_r K_r/σ_r² and c = Σ_r c_r/σ_r², with σ_r² the
-total variance of reader r, so that each counts by its relative error.
+total variance of reader r, so that each counts by its relative error. A grouped convolution is one problem a
+group, each over the neurons that this group sees.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ class Problem:
     neuron. ``slices`` are the columns of y of each reader (empty: one reader), ``readers`` their places
     among all readers of the site (empty: counted on from the problem before). ``prior`` (Dn·taps, D2): a W2
     that the refit after selection starts from and is drawn to (see ``ridge.fit``).
+
+    ``among``: the neurons behind the columns of u, ascending, where these are not all: those of one group. A
+    reader's outputs are then spread over as many problems, which follow each other in the order of the groups.
     """
 
     fit: Moments
@@ -36,12 +40,14 @@ class Problem:
     slices: tuple[slice, ...] = ()
     readers: tuple[int, ...] = ()
     prior: Tensor | None = None
+    among: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class ReaderFit:
     """One reader's ``y ≈ W2ᵀu + b2``: W2 (kept·taps, D2), b2 (D2,), float64, and its relative errors.
 
+    Of a reader with groups, W2 is (kept/groups·taps, D2), each output's column over the neurons of its group.
     ``held_out_error`` is None without held-out rows.
     """
 
@@ -62,25 +68,33 @@ def arranged(problems: Sequence[Problem]) -> tuple[Problem, ...]:
         readers = problem.readers or tuple(range(count, count + len(slices)))
         count += len(slices)
         full.append(replace(problem, slices=slices, readers=readers))
-    if sorted(place for problem in full for place in problem.readers) != list(range(count)):
-        raise UsageError(f"the places of {count} readers must be 0 to {count - 1}, each once")
+    places = [place for problem in full for place in problem.readers]
+    whole = [place for problem in full if problem.among is None for place in problem.readers]
+    if set(places) != set(range(len(set(places)))) or len(whole) != len(set(whole)):
+        raise UsageError(f"the places of readers must be 0 to {len(set(places)) - 1}, each once")
+    Dn = neurons(full)
     for problem in full:
         D2 = problem.fit.uy.shape[1]
         if [i for part in problem.slices for i in range(D2)[part]] != list(range(D2)):
             raise UsageError(f"slices {problem.slices} must cover the {D2} outputs in order, each once")
         if len(problem.readers) != len(problem.slices):
             raise UsageError(f"{len(problem.slices)} slices need as many readers, not {len(problem.readers)}")
-        p = len(problem.fit.mean_u)
-        if p % problem.taps or p // problem.taps != neurons(full[0]):
-            raise UsageError(
-                f"{p} columns of {problem.taps} taps are not those of {neurons(full[0])} neurons"
-            )
+        p, own = len(problem.fit.mean_u), Dn if problem.among is None else len(problem.among)
+        if p != own * problem.taps:
+            raise UsageError(f"{p} columns of {problem.taps} taps are not those of {own} neurons")
     return tuple(full)
 
 
-def neurons(problem: Problem) -> int:
-    """Dn, the neurons behind the columns of u."""
-    return len(problem.fit.mean_u) // problem.taps
+def neurons(problems: Sequence[Problem]) -> int:
+    """Dn, the neurons behind the columns of all problems."""
+    return max(
+        len(problem.fit.mean_u) // problem.taps
+        if problem.among is None
+        else int(problem.among[-1]) + 1
+        if len(problem.among)
+        else 0
+        for problem in problems
+    )
 
 
 def alive(problems: Sequence[Problem]) -> Tensor:
@@ -88,32 +102,40 @@ def alive(problems: Sequence[Problem]) -> Tensor:
 
     A constant other than 0 beside zero padding does vary, and can be of use.
     """
-    varies = torch.zeros(neurons(problems[0]), dtype=torch.bool)
+    varies = torch.zeros(neurons(problems), dtype=torch.bool)
     for problem in problems:
         moments = problem.fit
         variance = moments.uu.diagonal() / max(moments.n, 1)
         columns = variance > _CONSTANT * moments.mean_u.square()
-        varies |= columns.reshape(-1, problem.taps).any(1).cpu()
+        seen = slice(None) if problem.among is None else problem.among
+        varies[seen] |= columns.reshape(-1, problem.taps).any(1).cpu()
     return varies.nonzero().reshape(-1)
 
 
 def restricted(problem: Problem, kept: Tensor) -> Problem:
-    """The problem of some neurons only, in the order given."""
-    if len(kept) == neurons(problem) and bool((kept == torch.arange(len(kept))).all()):
-        return problem
+    """The problem of some neurons only, in the order given (ascending where it has ``among``)."""
+    among = None
+    if problem.among is not None:
+        among = torch.isin(kept, problem.among).nonzero().reshape(-1)
+        kept = torch.searchsorted(problem.among, kept[among])
+    count = len(problem.fit.mean_u) // problem.taps
+    if len(kept) == count and bool((kept == torch.arange(count)).all()):
+        return replace(problem, among=among)
     columns = columns_of(kept, problem.taps)
     held_out = problem.held_out.subset(columns) if problem.held_out else None
     prior = None if problem.prior is None else problem.prior[columns.to(problem.prior.device)]
-    return replace(problem, fit=problem.fit.subset(columns), held_out=held_out, prior=prior)
+    return replace(problem, fit=problem.fit.subset(columns), held_out=held_out, prior=prior, among=among)
 
 
-def output_weights(problem: Problem) -> Tensor:
-    """1/σ_r² for each output of reader r (D2,); 0 for a reader whose outputs do not vary."""
-    weights = torch.zeros_like(problem.fit.yy)
-    for part in problem.slices:
-        variance = ridge.total_variance(problem.fit, part)
-        weights[part] = 1 / variance if variance else 0.0
-    return weights
+def variances(problems: Sequence[Problem]) -> dict[int, float]:
+    """σ_r² of each reader by its place: its outputs' variance; 0 where that is no more than rounding."""
+    sums: dict[int, tuple[float, float]] = {}
+    for problem in problems:
+        v, level = problem.fit.v, problem.fit.mean_y.square()
+        for place, part in zip(problem.readers, problem.slices, strict=True):
+            before = sums.get(place, (0.0, 0.0))
+            sums[place] = before[0] + float(v[part].sum()), before[1] + float(level[part].sum())
+    return {place: v if v > ridge.CONSTANT * level else 0.0 for place, (v, level) in sums.items()}
 
 
 def hadamard_statistics(
@@ -132,21 +154,24 @@ def hadamard_statistics(
     Differs from the paper: Eq. 9 divides by N·D2, here N; standardising K and c cancels either.
     """
     device = problems[0].fit.uu.device
-    Dn = neurons(problems[0])
+    Dn, variance = neurons(problems), variances(problems)
     K = torch.zeros(Dn, Dn, dtype=torch.float64, device=device)
     c = torch.zeros(Dn, dtype=torch.float64, device=device)
-    readers = 0
     for problem, W2 in zip(problems, weights, strict=True):
         moments, q = problem.fit, problem.taps
-        W2_scaled = W2 * output_weights(problem)
+        inverse = torch.zeros_like(moments.yy)
+        for place, part in zip(problem.readers, problem.slices, strict=True):
+            inverse[part] = 1 / variance[place] if variance[place] else 0.0
+        W2_scaled = W2 * inverse
+        own = torch.arange(Dn) if problem.among is None else problem.among
+        own = own.to(device)
         step = max(1, _BLOCK_BYTES // (8 * q * max(1, len(W2))))
-        for first in range(0, Dn, step):
+        for first in range(0, len(own), step):
             rows = slice(first * q, (first + step) * q)
-            block = moments.uu[rows] * (W2_scaled[rows] @ W2.T)
-            K[first : first + step] += block.reshape(-1, q, Dn, q).sum((1, 3)).to(device) / moments.n
-        c += (moments.uy * W2_scaled).sum(1).reshape(Dn, q).sum(1).to(device) / moments.n
-        readers += sum(ridge.total_variance(moments, part) > 0 for part in problem.slices)
-    return (K + K.T) / 2, c, float(readers)
+            block = (moments.uu[rows] * (W2_scaled[rows] @ W2.T)).reshape(-1, q, len(own), q).sum((1, 3))
+            K[own[first : first + step, None], own] += block.to(device) / moments.n
+        c[own] += (moments.uy * W2_scaled).sum(1).reshape(len(own), q).sum(1).to(device) / moments.n
+    return (K + K.T) / 2, c, float(sum(v > 0 for v in variance.values()))
 
 
 def fit_readers(problems: Sequence[Problem], rho: float) -> tuple[tuple[ReaderFit, ...], tuple[str, ...]]:
@@ -160,15 +185,38 @@ def measured(
     problems: Sequence[Problem], W2s: Sequence[Tensor], b2s: Sequence[Tensor]
 ) -> tuple[ReaderFit, ...]:
     """The readers of all problems in their order, with the errors of the given W2 and b2."""
-    found: dict[int, ReaderFit] = {}
+    parts: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for problem, W2, b2 in zip(problems, W2s, b2s, strict=True):
-        fitted = ridge.relative_errors(problem.fit, W2, b2, problem.slices)
-        held_out: Sequence[float | None] = [None] * len(problem.slices)
-        if problem.held_out is not None and problem.held_out.n:
-            held_out = ridge.relative_errors(problem.held_out, W2, b2, problem.slices)
-        for place, part, e, e_h in zip(problem.readers, problem.slices, fitted, held_out, strict=True):
-            found[place] = ReaderFit(W2[:, part], b2[part], e, e_h)
-    return tuple(found[place] for place in sorted(found))
+        for place, part in zip(problem.readers, problem.slices, strict=True):
+            parts.setdefault(place, []).append((W2[:, part], b2[part]))
+    fitted = _errors(problems, W2s, b2s, [problem.fit for problem in problems])
+    held_out = _errors(problems, W2s, b2s, [problem.held_out for problem in problems])
+    return tuple(
+        ReaderFit(
+            torch.cat([W2 for W2, _ in found], 1),
+            torch.cat([b2 for _, b2 in found]),
+            fitted[place],
+            held_out.get(place),
+        )
+        for place, found in sorted(parts.items())
+    )
+
+
+def _errors(
+    problems: Sequence[Problem],
+    W2s: Sequence[Tensor],
+    b2s: Sequence[Tensor],
+    moments: Sequence[Moments | None],
+) -> dict[int, float]:
+    """The relative error of each reader on ``moments``, all its outputs together; none where there are no rows."""
+    sums: dict[int, Tensor] = {}
+    for problem, W2, b2, each in zip(problems, W2s, b2s, moments, strict=True):
+        if each is None or not each.n:
+            continue
+        rows = torch.stack([ridge.squared_errors(each, W2, b2), each.v, each.mean_y.square()])
+        for place, part in zip(problem.readers, problem.slices, strict=True):
+            sums[place] = sums.get(place, torch.zeros(3, dtype=torch.float64)) + rows[:, part].sum(1).cpu()
+    return {place: ridge.ratio(*found.tolist()) for place, found in sums.items()}
 
 
 def worst(readers: Sequence[ReaderFit]) -> tuple[float, float | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ RHO = 1e-6
 MAX_RHO = 1e-2
 ENOUGH_ROWS_PER_COLUMN = 5
 BELIEVED = 1e-3  # relative errors below this are lost in the rounding of float32 products
-_CONSTANT = 1e-24  # a variance below this share of the squared mean is rounding
+CONSTANT = 1e-24  # a variance below this share of the squared mean is rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +38,7 @@ def fit(moments: Moments, rho: float = RHO, prior: Tensor | None = None) -> Ridg
 
     With ``prior`` W⁰ (p, D2), weights that are known to be good, the ridge pulls towards these and not towards 0:
     W2 = W⁰ + (G + ρ·(tr G/p)·I)⁻¹ (C − G W⁰). Where W⁰ is as good as float32 moments can tell (BELIEVED), it is
-    taken as it is: what they would change is rounding.
+    taken as it is, however few the rows: what they would change is rounding.
 
     Raises DataError when n <= p (the fit would be exact on its own rows and worthless on others), UsageError
     for a negative ``rho``.
@@ -50,6 +49,10 @@ def fit(moments: Moments, rho: float = RHO, prior: Tensor | None = None) -> Ridg
     n, (p, D2) = moments.n, moments.uy.shape
     if rho < 0:
         raise UsageError(f"rho = {rho} must not be negative")
+    if prior is not None:
+        prior = prior.to(moments.uy)
+        if n and relative_error(moments, prior, intercept(moments, prior)) < BELIEVED:
+            return RidgeFit(prior, intercept(moments, prior), rho, False, n / max(p, 1))
     if n <= p:
         raise DataError(
             f"{n} rows can't fit {p} columns: more rows than columns are needed, and ten times as many are "
@@ -61,10 +64,6 @@ def fit(moments: Moments, rho: float = RHO, prior: Tensor | None = None) -> Ridg
             f"{n} rows fit {p} columns, n/p = {n / p:.1f}: below {ENOUGH_ROWS_PER_COLUMN} the fit follows "
             f"noise; give more samples ({10 * p} rows are good) or fewer neurons"
         )
-    if prior is not None:
-        prior = prior.to(moments.uy)
-        if relative_error(moments, prior, intercept(moments, prior)) < BELIEVED:
-            return RidgeFit(prior, intercept(moments, prior), rho, False, n / max(p, 1), tuple(notes))
     scale = float(moments.uu.diagonal().mean()) / n if p else 0.0
     if scale <= 0:  # no column varies
         return RidgeFit(
@@ -116,26 +115,17 @@ def relative_error(moments: Moments, W2: Tensor, b2: Tensor, weights: Tensor | N
     error, v, level = squared_errors(moments, W2, b2), moments.v, moments.mean_y.square()
     if weights is not None:
         error, v, level = error * weights, v * weights, level * weights
-    return _ratio(error, v, level)
+    return ratio(float(error.sum()), float(v.sum()), float(level.sum()))
 
 
-def relative_errors(moments: Moments, W2: Tensor, b2: Tensor, slices: Sequence[slice]) -> tuple[float, ...]:
-    """``relative_error`` of each slice of the outputs (readers that share a geometry lie side by side)."""
-    error, v, level = squared_errors(moments, W2, b2), moments.v, moments.mean_y.square()
-    return tuple(_ratio(error[part], v[part], level[part]) for part in slices)
+def ratio(error: float, variance: float, level: float) -> float:
+    """(error/variance)^½ of sums over outputs; for a target that does not vary 0 where it is met, else infinity.
 
-
-def total_variance(moments: Moments, outputs: slice = slice(None)) -> float:
-    """Σv over some outputs; 0 where they vary by no more than rounding."""
-    v, level = float(moments.v[outputs].sum()), float(moments.mean_y[outputs].square().sum())
-    return v if v > _CONSTANT * level else 0.0
-
-
-def _ratio(error: Tensor, variance: Tensor, level: Tensor) -> float:
-    e, v, m = float(error.sum()), float(variance.sum()), float(level.sum())
-    if v > _CONSTANT * m:
-        return float((e / v) ** 0.5)
-    return 0.0 if e <= 1e-12 * m else float("inf")
+    ``level`` is the sum of the squared means, which says what is rounding.
+    """
+    if variance > CONSTANT * level:
+        return float((error / variance) ** 0.5)
+    return 0.0 if error <= 1e-12 * level else float("inf")
 
 
 def _cholesky(G: Tensor, shift: float) -> Tensor | None:

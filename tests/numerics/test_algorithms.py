@@ -14,7 +14,7 @@ from onnx_compnet.numerics.algorithms import METHODS, Problem, alg1, alg2, alg3,
 from onnx_compnet.numerics.iilasso import Solution, Statistics, iilasso
 from onnx_compnet.numerics.initialise import candidates
 from onnx_compnet.numerics.moments import Covariance, Moments, merge_covariances
-from onnx_compnet.numerics.problems import hadamard_statistics
+from onnx_compnet.numerics.problems import arranged, hadamard_statistics
 from onnx_compnet.numerics.ridge import fit, relative_error
 from onnx_compnet.numerics.rows import new_layer, row_chunks, target_rows
 from onnx_compnet.numerics.similarity import similarity
@@ -120,9 +120,7 @@ def test_at_the_papers_values_a_small_pool_loses_nothing_and_the_report_says_so(
 
 
 def test_algorithm_3_without_penalty_is_beta_1(site: Site) -> None:
-    K, c, _ = hadamard_statistics(
-        [replace(site.problem, slices=(slice(0, 4),))], [fit(site.problem.fit, 0.0).W2]
-    )
+    K, c, _ = hadamard_statistics(arranged([site.problem]), [fit(site.problem.fit, 0.0).W2])
     np.testing.assert_allclose(torch.linalg.solve(K, c), 1, atol=1e-6)
     found = alg3([site.problem], lam=1e-9, rho=0.0)
     np.testing.assert_allclose(found.beta, 1, atol=1e-3)
