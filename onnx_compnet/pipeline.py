@@ -336,6 +336,11 @@ def _warnings(steps: Sequence[_Step], verdict: Verdict, job: Job, options: GrowO
     if verdict.not_compared:
         found.append(f"not compared, as no numeric tensor: {', '.join(verdict.not_compared)}")
     for step in steps:
+        if options.candidates is not None and options.candidates < len(step.candidate.b1):
+            found.append(
+                f"{step.site.name}: {len(step.candidate.b1)} candidates instead of {options.candidates}, "
+                "the fewest that keep the function there"
+            )
         used = step.candidate.W1.shape[2:]
         if any(size < options.kernel for size in used):
             size = "×".join(map(str, used))

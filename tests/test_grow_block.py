@@ -92,8 +92,8 @@ def test_other_activations_are_nearly_linear_at_the_start(activation):
 
 def test_a_block_is_compact_when_asked_to_be():
     model, x = residual(), normal(60, 6, 8, 8)
-    sizes = [len(oc.grow(model, "r", {"x": x}, mode="block", keep=keep).kept) for keep in (18, 5)]
-    assert sizes[1] <= 5 < sizes[0] <= 18
+    sizes = [len(oc.grow(model, "r", {"x": x}, mode="block", keep=keep).kept) for keep in (12, 5)]
+    assert sizes[1] <= 5 < sizes[0] <= 12
 
 
 def test_attention_takes_a_block_on_its_last_axis():
@@ -142,8 +142,15 @@ def test_two_blocks_and_a_replaced_reader_of_one_model():
 
 
 def test_replace_is_refused_there_with_a_hint():
-    with pytest.raises(oc.UnsupportedError, match="--mode block"):
-        oc.grow(residual(), "r", {"x": normal(40, 6, 8, 8)})
+    with pytest.raises(oc.UnsupportedError, match=r"read by Add .*mode block can grow there"):
+        oc.grow(residual(), "r", {"x": normal(40, 6, 8, 8)}, mode="replace")
+
+
+def test_auto_takes_replace_where_it_is_possible_and_a_block_elsewhere():
+    text = RESIDUAL.replace("b = Conv <pads = [1, 1, 1, 1]> (r, w2)", "s = Tanh (r) b = Conv (s, w2)")
+    model, x = model_of(text, w1=(6, 6, 3, 3), w2=(6, 6, 1, 1)), normal(40, 6, 8, 8)
+    modes = {name: oc.grow(model, name, {"x": x}).site.mode for name in ("s", "r", "sum", "y")}
+    assert modes == {"s": "replace", "r": "block", "sum": "block", "y": "block"}
 
 
 @pytest.mark.parametrize(
@@ -169,6 +176,22 @@ def test_a_block_is_refused_with_the_reason(text, tensor, reason):
         oc.grow(model, tensor, "random:40", mode="block", shape={"x": (2, 3, 4)})
 
 
-def test_too_few_candidates_for_the_exact_set():
-    with pytest.raises(oc.UsageError, match="--candidates 12 or more"):
-        oc.grow(residual(), "r", {"x": normal(40, 6, 8, 8)}, mode="block", candidates=7)
+def test_too_few_candidates_for_the_exact_set_are_filled_up():
+    grown = oc.grow(residual(), "sum", {"x": normal(40, 6, 8, 8)}, mode="block", candidates=7)
+    assert grown.candidates == len(grown.kept) == 12
+    assert any("12 candidates" in warning for warning in grown.warnings)
+
+
+def test_where_the_activation_is_linear_on_the_tensor_the_core_is_as_narrow():
+    model, x = residual(), normal(40, 6, 8, 8)
+    assert oc.grow(model, "r", {"x": x}, lam=0.9).kept == tuple(range(6))
+    assert oc.grow(model, "r", {"x": x}, lam=0.9, activation="gelu").kept == tuple(range(12))
+
+
+def test_a_channel_that_the_data_leaves_dead_keeps_its_core():
+    model, x = residual(), normal(60, 6, 8, 8)
+    dead = x.copy()
+    dead[:, 2] = -100.0
+    for keep in (None, 6):
+        grown = oc.grow(model, "r", {"x": dead}, keep=keep)
+        assert relative(run(grown.model, {"x": x}), run(model, {"x": x})) < 1e-5

@@ -72,6 +72,8 @@ def block_site(index: GraphIndex, tensor: str, activation: Activation) -> Site:
     """
     if find_constant(index, tensor) is not None:
         raise NotABlockError("is a constant")
+    if tensor in index.constants:
+        raise NotABlockError("is computed from constants alone")
     if index.opset < OLDEST_OPSET:
         raise NotABlockError(f"belongs to a model of opset {index.opset}, older than {OLDEST_OPSET}")
     if tensor in index.inputs and (tensor in index.captured or tensor in index.outputs):
@@ -89,6 +91,8 @@ def block_site(index: GraphIndex, tensor: str, activation: Activation) -> Site:
         raise NotABlockError("has no known rank")
     if len(shape) < 2:
         raise NotABlockError(f"has {len(shape)} axes; samples and channels make two")
+    if 0 in shape:
+        raise NotABlockError("has no elements")
     axis = _channel_axis(index, tensor, shape)
     channels = shape[axis]
     if not isinstance(channels, int) or channels < 1:

@@ -214,6 +214,16 @@ class GraphIndex:
         return name in self.producers or name in self.inputs
 
     @cached_property
+    def constants(self) -> frozenset[str]:
+        """The tensors that are computed from nothing but constants, sparse ones among them, and these."""
+        found = {"", *self.initializers, *self.sparse}
+        for node in self.nodes:
+            source = bool(node.input) or is_op(node, "Constant")
+            if source and found.issuperset(node.input) and not any(subgraphs(node)):
+                found.update(node.output)
+        return frozenset(found - {""})
+
+    @cached_property
     def types(self) -> dict[str, TypeProto]:
         """The type of every tensor that is declared or can be inferred."""
         light = without_large_weights(self.model)

@@ -19,9 +19,10 @@ from onnx_compnet.errors import AmbiguousNameError, NameNotFoundError, Unsupport
 from onnx_compnet.graph.blocks import NotABlockError
 from onnx_compnet.graph.forward import Forward
 from onnx_compnet.graph.index import GraphIndex, is_op
+from onnx_compnet.graph.listing import Listing, list_places
 from onnx_compnet.graph.readers import is_linear
 from onnx_compnet.graph.scopes import enclosing, last_component, scope
-from onnx_compnet.graph.structures import Site
+from onnx_compnet.graph.structures import Refusal, Site
 from onnx_compnet.graph.survey import Survey, survey
 from onnx_compnet.graph.weights import find_constant
 
@@ -30,7 +31,7 @@ _SHOWN = 8
 
 
 def resolve(model: ModelProto, name: str, mode: str = "auto") -> Site:
-    """The site that ``name`` means, in ``mode`` "replace" (also "auto") or "block".
+    """The site that ``name`` means, in ``mode`` "replace", "block" or "auto": "replace" where it is possible.
 
     Raises:
         NameNotFoundError: nothing answers to it; ``candidates`` are the nearest names.
@@ -142,14 +143,21 @@ class Names:
         if len(places) > 1:
             raise self._ambiguous(name, places)
         (place,) = places
-        if mode != "block":
-            if place in self.sites:
-                return self.sites[place]
-            raise self._unsupported(name, place, self._survey.why_not(place))
+        if mode != "block" and place in self._survey.sites:
+            return self.sites[place]
         try:
-            return replace(self._survey.block(place), name=name)
+            block = self._survey.block(place)
         except NotABlockError as error:
-            raise self._unsupported(name, place, str(error)) from None
+            why, no_block = self._survey.why_not(place), str(error)
+            reason = (
+                no_block if mode == "block" or no_block == why else f"{why}; nor can a block: it {no_block}"
+            )
+            raise self._unsupported(name, place, why if mode == "replace" else reason) from None
+        if mode == "replace":
+            why = f"{self._survey.why_not(place)} (mode block can grow there)"
+            raise self._unsupported(name, place, why)
+        known = self.sites.get(place)
+        return replace(block, name=name if known is None or known.mode == "replace" else known.name)
 
     @staticmethod
     def _unsupported(name: str, place: str, why: str) -> UnsupportedError:
@@ -178,26 +186,33 @@ class Names:
         if names:
             advice = f"take one of {_listed(names[:_SHOWN])}"
         else:
-            advice = (
-                f"none of them can be grown (the first, '{places[0]}', {self._survey.why_not(places[0])})"
-            )
+            advice = f"none of them is listed by `onnx-compnet sites` (the first is '{places[0]}')"
         return AmbiguousNameError(f"'{name}' means {len(places)} places in the model; {advice}", names)
 
     # ------------------------------------------------------------ the site → a name
 
     @cached_property
     def sites(self) -> dict[str, Site]:
-        """The survey's sites, by tensor, with their names."""
+        """The listed sites, by tensor, with their names."""
         ways: dict[str, list[int]] = {}
         for position, node in enumerate(self._index.nodes):
             if not is_op(node, "Constant", "Shape"):
                 for place in self._forward.places(position):
-                    if place in self._survey.sites:
+                    if place in self._listing.sites:
                         ways.setdefault(place, []).append(position)
         return {
             tensor: replace(site, name=self._name(tensor, ways.get(tensor, [])))
-            for tensor, site in self._survey.sites.items()
+            for tensor, site in self._listing.sites.items()
         }
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """The linear nodes in front of which nothing can be grown."""
+        return self._listing.refusals
+
+    @cached_property
+    def _listing(self) -> Listing:
+        return list_places(self._survey, self._forward)
 
     def _name(self, tensor: str, ways: list[int]) -> str:
         nodes = self._index.nodes

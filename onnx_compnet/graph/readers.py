@@ -20,7 +20,7 @@ from onnx_compnet.graph.index import (
     text_attribute,
 )
 from onnx_compnet.graph.structures import Reader
-from onnx_compnet.graph.weights import ConstantSource, FloatName, find_constant, from_constants, usage
+from onnx_compnet.graph.weights import ConstantSource, FloatName, find_constant, usage
 from onnx_compnet.layers import ConvGeometry, DenseGeometry
 
 OLDEST_OPSET = 7
@@ -136,7 +136,7 @@ def _origin(index: GraphIndex, name: str) -> str:
     if producer is not None and is_op(producer, "Constant"):
         return f"a sparse or unreadable {describe(producer)}"
     if producer is not None:
-        return f"computed by {describe(producer)}" + (_FOLD if from_constants(index, name) else "")
+        return f"computed by {describe(producer)}" + (_FOLD if name in index.constants else "")
     if name in index.inputs:
         return f"the graph input '{name}'"
     return f"a sparse initialiser ('{name}')" if name in index.sparse else f"unknown ('{name}')"
@@ -195,7 +195,7 @@ def _constant_right_operand(index: GraphIndex, node: NodeProto) -> ConstantSourc
             f"its constant weight is the left operand; the data '{node.input[1]}' must be the left one"
         )
     _check_data(index, node.input[0])
-    if right is None and from_constants(index, node.input[1]):
+    if right is None and node.input[1] in index.constants:
         raise NotAReaderError(f"its weight is {_origin(index, node.input[1])}, not a constant")
     if right is None:
         computed = _origin(index, node.input[1])

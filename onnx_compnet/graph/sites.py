@@ -15,14 +15,15 @@ __all__ = ["Reader", "Refusal", "Site", "find_sites", "refusals"]
 
 
 def find_sites(model: ModelProto | str | Path) -> list[Site]:
-    """The tensors in front of which a layer can be grown, in graph order.
+    """The places where a layer can be grown, in graph order.
 
-    Every linear node of the model (or of the one in that file) is a reader of one of them, or among the
-    ``refusals``.
+    Mode "replace" where all that reads a tensor can be solved anew, mode "block" in front of the other linear
+    nodes of the model (or of the one in that file) and behind linear layers that lead to no such place. Every
+    linear node reads one of them, or is among the ``refusals``.
     """
     return list(Names(survey(as_model(model))).sites.values())
 
 
 def refusals(model: ModelProto | str | Path) -> list[Refusal]:
     """The linear nodes in front of which nothing can be grown, in graph order, each with its reason."""
-    return list(survey(as_model(model)).refusals)
+    return list(Names(survey(as_model(model))).refusals)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnx import ModelProto
 
@@ -26,19 +26,23 @@ _IN_FRONT = frozenset(
         *RESHAPING,
     )
 )
-_NEEDS_BLOCK = " (--mode block may grow there)"
 
 
 @dataclass(frozen=True)
 class Survey:
-    """The sites by tensor (without names as yet), why other tensors are none, and the refusals."""
+    """Where the readers of a tensor can be solved anew: the sites by tensor (without names as yet), and why not."""
 
     index: GraphIndex
+    linear: tuple[int, ...]
+    """positions of the linear nodes of the main graph"""
     sites: dict[str, Site]
     blocked: dict[str, str]
-    refusals: tuple[Refusal, ...]
     reasons: dict[int, str]
     """position of a linear node that can't be a reader anywhere → why"""
+    unread: dict[int, str]
+    """position of a linear node that is no site's reader → why"""
+    inside: tuple[Refusal, ...]
+    """linear nodes in bodies and local functions"""
 
     def why_not(self, tensor: str) -> str:
         """Why a tensor is not a site, as the rest of a sentence that starts with the tensor."""
@@ -49,7 +53,8 @@ class Survey:
 
     def block(self, tensor: str) -> Site:
         """The block site at any tensor. Raises NotABlockError."""
-        return block_site(self.index, tensor, _activation_in_front(self.index, tensor))
+        site = block_site(self.index, tensor, _activation_in_front(self.index, tensor))
+        return site if tensor in self.sites else replace(site, why_block=self.why_not(tensor))
 
 
 def survey(model: ModelProto) -> Survey:
@@ -76,28 +81,21 @@ def survey(model: ModelProto) -> Survey:
             sites[tensor] = _site(index, tensor, reads)
         else:
             blocked[tensor] = reason
-    order = _graph_order(index)
+    order = graph_order(index)
     sites = {tensor: sites[tensor] for tensor in sorted(sites, key=lambda name: order.get(name, -1))}
-    refused = list(_refusals(index, linear, tensors_of, reasons, sites, blocked))
-    return Survey(index, sites, blocked, (*refused, *_refused_inside(model)), reasons)
-
-
-def _refusals(
-    index: GraphIndex,
-    linear: list[int],
-    tensors_of: dict[int, list[str]],
-    reasons: dict[int, str],
-    sites: dict[str, Site],
-    blocked: dict[str, str],
-) -> Iterator[Refusal]:
-    for position in linear:
-        node = index.nodes[position]
-        tensors = tensors_of.get(position)
-        if tensors is None:
-            yield Refusal(label(node), node.op_type, reasons[position])
-        elif not any(tensor in sites for tensor in tensors):
-            tensor = tensors[0]
-            yield Refusal(label(node), node.op_type, f"its input '{tensor}' {blocked[tensor]}")
+    unread = dict(reasons)
+    for position, tensors in tensors_of.items():
+        if not any(tensor in sites for tensor in tensors):
+            unread[position] = f"its input '{tensors[0]}' {blocked[tensors[0]]}"
+    return Survey(
+        index=index,
+        linear=tuple(linear),
+        sites=sites,
+        blocked=blocked,
+        reasons=reasons,
+        unread=dict(sorted(unread.items())),
+        inside=tuple(_refused_inside(model)),
+    )
 
 
 def _refused_inside(model: ModelProto) -> Iterator[Refusal]:
@@ -155,7 +153,7 @@ def _why_blocked(
 def _obstacle(index: GraphIndex, tensor: str, covered: frozenset[int], reasons: dict[int, str]) -> str | None:
     """What keeps a tensor from being read by the ``covered`` nodes alone."""
     if tensor in index.outputs:
-        return f"is an output of the model{_NEEDS_BLOCK}"
+        return "is an output of the model"
     if tensor in index.captured:
         return f"is read in a body of {describe(index.nodes[index.captured[tensor]])}"
     if find_constant(index, tensor) is not None:
@@ -172,7 +170,7 @@ def _obstacle(index: GraphIndex, tensor: str, covered: frozenset[int], reasons: 
             return f"is read by {describe(node)}" + (f": {reason}" if reason else ", not as its data")
         if is_op(node, *RESHAPING):
             return f"is read by {describe(node)}, which does not flatten it for linear layers alone"
-        return f"is read by {describe(node)}, which is not a linear layer{_NEEDS_BLOCK}"
+        return f"is read by {describe(node)}, which is not a linear layer"
     return None
 
 
@@ -218,7 +216,7 @@ def _activation_in_front(index: GraphIndex, tensor: str) -> Activation:
         tensor = node.input[0]
 
 
-def _graph_order(index: GraphIndex) -> dict[str, int]:
+def graph_order(index: GraphIndex) -> dict[str, int]:
     """Where each tensor arises: the graph's inputs first, then by the position of the node."""
     inputs = {item.name: slot for slot, item in enumerate(index.model.graph.input)}
     offset = len(inputs)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, numpy_helper
 
 from onnx_compnet.errors import UsageError
-from onnx_compnet.graph.index import GraphIndex, attribute, float_attribute, int_attribute, is_op, subgraphs
+from onnx_compnet.graph.index import GraphIndex, attribute, float_attribute, int_attribute, is_op
 from onnx_compnet.graph.structures import Reader
 from onnx_compnet.layers import Array, ConvGeometry, ReaderWeights
 
@@ -70,21 +70,6 @@ def _constant_type(node: NodeProto) -> tuple[tuple[int, ...], int] | None:
         if item.name in _LISTS:
             return (len(item.floats) or len(item.ints),), _LISTS[item.name]
     return None
-
-
-def from_constants(index: GraphIndex, tensor: str) -> bool:
-    """Whether the tensor is computed from nothing but constants, sparse ones among them."""
-    pending, seen = [tensor], {""}
-    while pending:
-        name = pending.pop()
-        if name in seen or name in index.initializers or name in index.sparse:
-            continue
-        seen.add(name)
-        node = index.producer(name)
-        if node is None or any(subgraphs(node)) or not (node.input or is_op(node, "Constant")):
-            return False
-        pending.extend(node.input)
-    return True
 
 
 @dataclass(frozen=True)

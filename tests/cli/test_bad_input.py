@@ -294,14 +294,18 @@ def one_reader_model(path, *, shared=False, computed=False):
 
 def test_reader_with_computed_weights(attempt, tmp_path):
     one_reader_model(tmp_path / "m.onnx", computed=True)
-    code, error = attempt("grow", tmp_path / "m.onnx", "--after", "first", "--data", "random:100")
+    code, error = attempt(
+        "grow", tmp_path / "m.onnx", "--after", "first", "--data", "random:100", "--mode", "replace"
+    )
     assert code == 3
     says(error, "second", "Softmax")
 
 
 def test_weight_shared_with_another_node(attempt, tmp_path):
     one_reader_model(tmp_path / "m.onnx", shared=True)
-    code, error = attempt("grow", tmp_path / "m.onnx", "--after", "first", "--data", "random:100")
+    code, error = attempt(
+        "grow", tmp_path / "m.onnx", "--after", "first", "--data", "random:100", "--mode", "replace"
+    )
     assert code == 3
     says(error, "second", "third", "w2")
 
@@ -348,9 +352,10 @@ def test_place_that_can_not_be_grown_gives_the_reason(attempt, tmp_path):
     graph = helper.make_graph(nodes, "g", [value("x")], [value("y")], [w])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "m.onnx")
-    code, error = attempt("grow", tmp_path / "m.onnx", "--after", "first", "--data", "random:100")
+    options = ("--after", "first", "--data", "random:100", "--mode", "replace")
+    code, error = attempt("grow", tmp_path / "m.onnx", *options)
     assert code == 3
-    says(error, "first", "Softmax")
+    says(error, "first", "Softmax", "mode block")
 
 
 def test_json_never_replaces_what_is_in_use(lenet, tmp_path):

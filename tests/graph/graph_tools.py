@@ -105,23 +105,40 @@ def run(model: ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray
 def pair_layers(model: ModelProto, site: Site, activation: str = "relu", kernel: int = 3) -> NewLayers:
     """2·D1 neurons, t and −t, and readers that take them together again: the function must not change."""
     dtype = np.dtype(site.dtype)
-    D1 = site.channels
-    signs = np.concatenate([np.eye(D1), -np.eye(D1)]).astype(dtype)
-    W1 = signs
+    D1, each = site.channels, site.channels // site.groups
+    channels = [g * each + i for g in range(site.groups) for _ in "+-" for i in range(each)]
+    signs = [sign for _ in range(site.groups) for sign in (1, -1) for _ in range(each)]
+    W1 = (np.eye(D1)[channels] * np.array(signs)[:, None]).astype(dtype)
     if site.kind == "conv":
-        axes = len(site.spatial)
+        dirac, axes = W1, len(site.spatial)
         W1 = np.zeros((2 * D1, D1) + (kernel,) * axes, dtype)
-        W1[(..., *((kernel - 1) // 2,) * axes)] = signs
+        W1[(..., *((kernel - 1) // 2,) * axes)] = dirac
     layer = CandidateLayer(
         site.kind, Activation(activation), W1, np.zeros(2 * D1, dtype), channel_axis=site.channel_axis
     )
     index = GraphIndex.of(model)
     readers = []
     for reader in site.linear:
-        weights = reader_weights(index, reader)
-        half = weights.W2 / PAIRS[activation]
-        readers.append(ReaderWeights(np.concatenate([half, -half]).astype(dtype), weights.b2.astype(dtype)))
+        groups, taps = reader.geometry.groups, reader.geometry.taps
+        present = ReaderWeights(np.eye(D1, dtype=dtype), np.zeros(D1, dtype))
+        if site.mode == "replace":
+            present = reader_weights(index, reader)
+        rows = present.W2.reshape(D1 // groups, taps, -1) / PAIRS[activation]
+        first = range(2 * D1 // groups)  # all groups of the reader are alike
+        W2 = np.concatenate([signs[i] * rows[channels[i]] for i in first])
+        readers.append(ReaderWeights(W2.astype(dtype), present.b2.astype(dtype)))
     return NewLayers(layer, tuple(readers))
+
+
+def replaced(model: ModelProto) -> list[Site]:
+    """The sites of mode "replace"."""
+    return [site for site in find_sites(model) if site.mode == "replace"]
+
+
+def why_not(model: ModelProto) -> list[str]:
+    """All reasons: of refusals, and of blocks that stand where the readers can't be solved anew."""
+    refused = [item.reason for item in refusals(model)]
+    return refused + [site.why_block for site in find_sites(model) if site.mode == "block"]
 
 
 def linear_nodes(model: ModelProto) -> list[str]:
@@ -136,9 +153,12 @@ def linear_nodes(model: ModelProto) -> list[str]:
 
 
 def check_accounted(model: ModelProto) -> None:
-    """Every linear node is a reader of a site, or refused with a reason; never both."""
-    read = {name for site in find_sites(model) for name in site.readers}
+    """Every linear node is a reader of a site, or refused with a reason; never both. Blocks say why they are."""
+    sites = find_sites(model)
+    read = {name for site in sites for name in site.readers}
     refused = {item.name for item in refusals(model)}
-    assert set(linear_nodes(model)) == read | refused
+    linear = set(linear_nodes(model))
+    assert refused <= linear <= read | refused
     assert not read & refused
     assert all(len(item.reason) > 10 for item in refusals(model))
+    assert all(bool(site.why_block) == (site.mode == "block") for site in sites)

@@ -203,6 +203,16 @@ OTHERS: dict[str, Callable[[], ModelProto]] = {
     "ir3": _inputs_and_values,
     "float64": lambda: as_type(conv(2), onnx.TensorProto.DOUBLE),
     "float64_gemm": lambda: as_type(gemm("<alpha=0.3>", "vector"), onnx.TensorProto.DOUBLE),
+    "depthwise": lambda: build(
+        "g (float[N,4,5] x) => (float[N,4,5] y) { t = Relu(x) y = Conv<group=4>(t, w) }", w=(4, 1, 1)
+    ),
+    "groups": lambda: build(
+        "g (float[N,12,5,5] x) => (float[N,6,4,3] y, float[N,4,5,5] z) { t = Relu(x)"
+        " y = Conv<group=3, pads=[0,0,1,0]>(t, v, b) z = Conv<group=2>(t, w) }",
+        v=(6, 4, 3, 3),
+        b=(6,),
+        w=(4, 6, 1, 1),
+    ),
     "branches": lambda: build(
         "g (float[N,2,6,6] x) => (float[N,2,6,6] y) { a = Conv(x, w0) r = Relu(a) b = Conv(r, w1) s = Add(b, x)"
         " z = Relu(s) y = Conv(z, w2) }",
@@ -289,12 +299,6 @@ def _mismatched_axes() -> ModelProto:
 
 # model, words of the reason
 REFUSED: dict[str, tuple[Callable[[], ModelProto], str]] = {
-    "grouped": (
-        lambda: build(
-            "g (float[N,4,5] x) => (float[N,4,5] y) { t = Relu(x) y = Conv<group=4>(t, w) }", w=(4, 1, 1)
-        ),
-        "depthwise",
-    ),
     "transposed": (
         lambda: build(
             "g (float[N,4,5] x) => (float[N,3,5] y) { t = Relu(x) y = ConvTranspose(t, w) }", w=(4, 3, 1)

@@ -229,7 +229,10 @@ def check_untouched(parent: ModelProto, child: ModelProto, site: Site) -> None:
     index = GraphIndex.of(parent)
     edited: set[int] = set()
     held: set[str] = set()
-    for reader in site.linear:
+    if site.mode == "block":
+        made_at = index.producers.get(site.tensor)
+        edited.update(index.consumers.get(site.tensor, ()) if made_at is None else [made_at])
+    for reader in site.linear if site.mode == "replace" else ():
         own = {p for p in (*reader.between, reader.index, reader.add_index) if p is not None}
         edited |= own
         held.update(name for position in own for name in index.nodes[position].input[1:] if name)
@@ -269,13 +272,13 @@ def check_site(model: ModelProto, feeds: dict[str, np.ndarray], site: Site, acti
     agree(run(model, feeds), run(child, feeds))
     steps = [np.linspace(1, 4, reader.features, dtype=np.float32) for reader in site.linear]
     moved = tuple(replace(r, b2=r.b2 + step) for r, step in zip(layers.readers, steps, strict=True))
-    other = splice(model, site, replace(layers, readers=moved), site.name).model
-    targets = [reader.output for reader in site.linear]
-    before, after = (run(prune.prefix(part, targets), feeds) for part in (model, other))
-    for reader, step in zip(site.linear, steps, strict=True):
+    other = splice(model, site, replace(layers, readers=moved), site.name)
+    old, new = zip(*other.targets, strict=True)
+    before = feeds if set(old) <= set(feeds) else run(prune.prefix(model, old), feeds)
+    after = run(prune.prefix(other.model, new), feeds)
+    for reader, step, was, now in zip(site.linear, steps, old, new, strict=True):
         spatial = len(reader.geometry.kernel) if isinstance(reader.geometry, ConvGeometry) else 0
-        expected = before[reader.output] + step.reshape(-1, *[1] * spatial)
-        agree({"y": expected}, {"y": after[reader.output]})
+        agree({"y": before[was] + step.reshape(-1, *[1] * spatial)}, {"y": after[now]})
     return child
 
 

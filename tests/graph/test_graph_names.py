@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import onnx
 import pytest
-from graph_tools import build, rename
+from graph_tools import build, rename, replaced
 from graph_zoo import FLATTENINGS, conv
 
 from onnx_compnet.errors import AmbiguousNameError, NameNotFoundError, UnsupportedError
@@ -36,9 +36,11 @@ def test_the_activation_module_leads_to_the_same_place(lenets):
         assert resolve(model, "act") == resolve(model, "fc1")
 
 
-def test_the_last_layer_is_no_place(lenet):
-    with pytest.raises(UnsupportedError, match="output of the model"):
-        resolve(lenet, "fc2")
+def test_behind_the_last_layer_only_a_block_can_stand(lenet):
+    with pytest.raises(UnsupportedError, match=r"output of the model \(mode block can grow there\)"):
+        resolve(lenet, "fc2", "replace")
+    assert resolve(lenet, "fc2").tensor == lenet.graph.output[0].name
+    assert resolve(lenet, "fc2").mode == resolve(lenet, "fc2", "block").mode == "block"
 
 
 def test_an_unknown_name_lists_the_nearest(lenet):
@@ -78,7 +80,7 @@ def test_module_paths_and_last_components():
     assert resolve(model, "layer1.0").tensor == "b"
     assert resolve(model, "tanh").tensor == "d"
     assert resolve(model, "/layer1/layer1.0/relu/Relu").tensor == "b"
-    assert [site.name for site in find_sites(model)] == ["x", "layer1.0.conv1", "layer1.1.conv1"]
+    assert [site.name for site in replaced(model)] == ["x", "layer1.0.conv1", "layer1.1.conv1"]
 
 
 def test_ambiguous_names_list_what_resolves():
@@ -134,7 +136,8 @@ def test_a_node_leads_through_activations_pooling_and_normalisation(chain):
     assert resolve(model, "first").tensor == "t"
     assert resolve(model, "t").name == "first"
     with pytest.raises(UnsupportedError, match="not a linear layer"):
-        resolve(model, "a")
+        resolve(model, "a", "replace")
+    assert (resolve(model, "a").tensor, resolve(model, "a").mode) == ("a", "block")
 
 
 @pytest.mark.parametrize("name", FLATTENINGS)
@@ -155,7 +158,7 @@ def test_a_reshape_that_can_not_be_looked_through_is_passed():
     assert resolve(model, "first").tensor == "f"
 
 
-def test_a_branch_is_refused_with_the_op_that_reads_it():
+def test_a_branch_takes_a_block_and_says_what_else_reads_it():
     model = build(
         "g (float[N,4] x) => (float[N,4] y) {"
         " [fc] h = MatMul(x, w0) t = Relu(h) a = MatMul(t, w) [plus] y = Add(a, t) }",
@@ -163,7 +166,11 @@ def test_a_branch_is_refused_with_the_op_that_reads_it():
         w=(4, 4),
     )
     with pytest.raises(UnsupportedError, match=r"'t', which is read by Add 'plus'.*mode block"):
-        resolve(model, "fc")
+        resolve(model, "fc", "replace")
+    site = resolve(model, "fc")
+    assert (site.mode, site.readers, site.name) == ("block", ("a", "plus"), "fc")
+    assert site.why_block == "is read by Add 'plus', which is not a linear layer"
+    assert site in find_sites(model)
 
 
 def test_weights_through_identity_and_constant_nodes():
@@ -174,8 +181,7 @@ def test_weights_through_identity_and_constant_nodes():
     )
     rename(model, w0="enc.fc.weight", k="dec.fc.weight")
     assert resolve(model, "enc.fc").tensor == "t"
-    with pytest.raises(UnsupportedError, match="output of the model"):
-        resolve(model, "dec.fc")
+    assert resolve(model, "dec.fc").tensor == "y"
     with pytest.raises(AmbiguousNameError):
         resolve(model, "fc")
 
@@ -192,7 +198,7 @@ def test_a_bias_that_an_exporter_merged_does_not_make_a_name_ambiguous():
     rename(model, w0="fc1.weight", w1="fc2.weight", w2="fc3.weight", b="fc1.bias")
     assert resolve(model, "fc1").tensor == "t"
     assert resolve(model, "fc2").tensor == "s"
-    assert [site.name for site in find_sites(model)] == ["x", "fc1", "fc2"]
+    assert [site.name for site in find_sites(model)] == ["x", "fc1", "fc2", "fc3"]
 
 
 def test_a_node_with_the_name_of_another_tensor_comes_first():
@@ -214,7 +220,8 @@ def test_a_tensor_name_means_that_tensor():
     assert resolve(model, "x").tensor == "x"
     assert resolve(model, "t").tensor == "t"
     with pytest.raises(UnsupportedError, match="'c' is read by Relu"):
-        resolve(model, "c")
+        resolve(model, "c", "replace")
+    assert resolve(model, "c").tensor == "c"
 
 
 def test_a_module_goes_before_a_tensor_of_its_name_that_is_no_site():
@@ -224,8 +231,7 @@ def test_a_module_goes_before_a_tensor_of_its_name_that_is_no_site():
         w0=(4, 5),
         w1=(5, 3),
     )
-    with pytest.raises(UnsupportedError, match="read by Relu"):
-        resolve(model, "linear")
+    assert resolve(model, "linear").tensor == "linear"
     rename(model, w0="linear.weight")
     assert resolve(model, "linear").tensor == "relu"
     assert resolve(model, "tensor:relu").tensor == resolve(model, "relu").tensor == "relu"
@@ -264,7 +270,7 @@ def test_a_tensor_can_be_named_whatever_the_nodes_are_called():
     )
     for node in model.graph.node:
         node.name = {"w0": "tensor:u", "": "tensor:t"}.get(node.name, node.name)
-    assert {site.tensor for site in find_sites(model)} == {"t", "u"}
+    assert {site.tensor for site in replaced(model)} == {"t", "u"}
     for site in find_sites(model):
         assert resolve(model, site.name) == site
         assert resolve(model, f"tensor:{site.tensor}") == site
