@@ -39,9 +39,12 @@ class GrowOptions:
         layer needs.
     candidates
         N_redundant, the neurons (channels) before selection. Where None 2·D1, about as wide as in the paper's
-        experiments; for a block 3·D1: 2·D1 that keep the function, and D1 random ones.
+        experiments. For a block, and in front of a grouped Conv, the pool begins with a core that keeps the function
+        by itself (D1 neurons where the activation is linear on the tensor, else 2·D1), and has D1 random ones by
+        default; never fewer than the core, and as many in each group.
     keep
-        At most this many neurons survive; needed by ``random``, where it is the width.
+        At most this many neurons survive; needed by ``random``, where it is the width. A core stays as a whole,
+        unless ``keep`` is smaller.
     lam, alpha
         λ and α of iiLasso, the paper's 0.1. For Algorithm 3 λ is a fraction of the site's λ_max.
     activation
@@ -52,7 +55,7 @@ class GrowOptions:
         Kernel of a new spatial layer; 3 as in VGG.
     mode
         ``replace``: the layer goes in front of linear readers, which are solved anew. ``block``: it gets a linear
-        layer of its own, so that anything may read the result. ``auto`` is replace.
+        layer of its own, so that anything may read the result. ``auto``: replace where that is possible, else block.
     holdout
         Share of the samples that is never fitted; every printed error is measured there.
     refit

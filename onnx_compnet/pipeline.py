@@ -70,8 +70,8 @@ def grow(
     model
         The parent, or its path; it is never changed.
     after
-        Node, output tensor, weight prefix or scope, or a Site (see :func:`onnx_compnet.find_sites`); a list grows
-        several layers in graph order, each solved on the model grown so far.
+        Node, output tensor, weight prefix or scope, or a Site (see :func:`onnx_compnet.find_sites`); a list (or
+        "all-convs") grows several layers in graph order, each solved on the model grown so far.
     data
         Path (npz, npy, folder, ``FILE.py:function``), ``"random:N"``, a dict of arrays, a torch DataLoader, or a
         callable that returns a fresh iterator of feeds.
@@ -347,6 +347,7 @@ def _warnings(steps: Sequence[_Step], verdict: Verdict, job: Job, options: GrowO
             found.append(
                 f"{step.site.name}: a kernel of {size} reaches every position, {options.kernel} is not needed"
             )
+    found += job.skipped
     if job.random_data:
         found.append("fitted and measured on random data: no figure here says anything about real inputs")
     return tuple(found)

@@ -15,7 +15,7 @@ from onnx_compnet.config import GrowOptions, activation_named
 from onnx_compnet.errors import ResourceError, UsageError
 from onnx_compnet.graph import model_io, names, provenance
 from onnx_compnet.graph.emission import emit
-from onnx_compnet.graph.names import TENSOR_PREFIX
+from onnx_compnet.graph.names import ALL_CONVS, TENSOR_PREFIX
 from onnx_compnet.graph.sites import Site, find_sites
 from onnx_compnet.layers import Activation, CandidateLayer
 from onnx_compnet.numerics import initialise
@@ -41,6 +41,8 @@ class Job:
     source: Source
     held_out_source: Source
     split: Split
+    skipped: tuple[str, ...] = ()
+    """why nothing is grown at some of the places that were asked for together"""
 
     @property
     def random_data(self) -> bool:
@@ -61,7 +63,7 @@ def prepare(
     """Resolve, check and open everything that a growth needs. Errors as :func:`onnx_compnet.grow`."""
     parent = model_io.as_model(model)
     provenance.read(parent)  # what is unreadable there should not turn up after the work
-    sites = _sites(parent, after, options.mode)
+    sites, skipped = _sites(parent, after, options.mode)
     for site in sites:  # refuses an activation that the model's opset can't express
         emit(activation_at(site, options), model_io.opset(parent), dtype=site.dtype)
     device = select_device(options.device)
@@ -87,30 +89,41 @@ def prepare(
         folds=FOLDS,
         batch_size=options.batch_size,
     )
-    return Job(parent, model_io.sha256(model), sites, device, source, held_out or source, parts)
+    return Job(parent, model_io.sha256(model), sites, device, source, held_out or source, parts, skipped)
 
 
-def _sites(parent: onnx.ModelProto, after: Place | Sequence[Place], mode: str) -> tuple[Site, ...]:
-    """Resolve the names; in graph order, whatever order they were given in."""
+def _sites(
+    parent: onnx.ModelProto, after: Place | Sequence[Place], mode: str
+) -> tuple[tuple[Site, ...], tuple[str, ...]]:
+    """Resolve the names; in graph order, whatever order they were given in. And what "all-convs" had to skip."""
     places = [after] if isinstance(after, str | Site) else after
     if not isinstance(places, Sequence) or not places or not all(isinstance(p, str | Site) for p in places):
         raise UsageError(f"say where to grow: after=NAME, or a list of names (--after NAME), not {after!r}")
-    called = [place if isinstance(place, str) else TENSOR_PREFIX + place.tensor for place in places]
-    sites = [names.resolve(parent, name, mode) for name in called]
-    tensors = [site.tensor for site in sites]
-    for index, tensor in enumerate(tensors):
-        if tensor in tensors[:index]:
-            other = called[tensors.index(tensor)]
+    sites: dict[str, Site] = {}
+    called: dict[str, str] = {}
+    skipped: list[str] = []
+    for place in places:
+        together = names.behind_convs(parent, mode) if place == ALL_CONVS else None
+        if together is not None:
+            found, reasons = together
+            skipped += reasons
+            sites |= {site.tensor: site for site in found if site.tensor not in sites}
+            continue
+        name = place if isinstance(place, str) else TENSOR_PREFIX + place.tensor
+        site = names.resolve(parent, name, mode)
+        if site.tensor in called:
             raise UsageError(
-                f"--after {called[index]} and --after {other} name the same place, tensor {tensor}"
+                f"--after {name} and --after {called[site.tensor]} name the same place, tensor {site.tensor}"
             )
+        called[site.tensor] = name
+        sites[site.tensor] = site
     order = {site.tensor: place for place, site in enumerate(find_sites(parent))}
 
-    def place(site: Site) -> tuple[int, int]:
+    def position(site: Site) -> tuple[int, int]:
         # In front of a Flatten before behind it: the other way round, the readers would be new layers.
         return min(reader.index for reader in site.linear), order.get(site.tensor, -1)
 
-    return tuple(sorted(sites, key=place))
+    return tuple(sorted(sites.values(), key=position)), tuple(skipped)
 
 
 def activation_at(site: Site, options: GrowOptions) -> Activation:
@@ -219,7 +232,7 @@ def plan(
         kernel = "×".join(map(str, candidate.W1.shape[2:]))
         lines += [
             f"site        {site.name}: tensor {site.tensor}, {site.channels} channels, "
-            f"read by {', '.join(site.readers)}",
+            f"read by {site.read_by_text}, mode {site.mode}",
             f"new layer   {' '.join(filter(None, (site.kind, kernel)))} + {candidate.activation}, {Dn} candidates",
             f"method      {options.method}, at most {options.keep or Dn} kept",
             f"columns     {Dn * site.max_taps} ({Dn} candidates × {site.max_taps}), "

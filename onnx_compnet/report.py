@@ -158,7 +158,9 @@ def sites_report(sites: Sequence[Site], refused: Sequence[Refusal]) -> dict[str,
                 "dtype": site.dtype,
                 "activation": str(site.activation),
                 "readers": list(site.readers),
+                "groups": site.groups,
                 "columns_per_neuron": site.max_taps,
+                "why_block": site.why_block or None,
             }
             for site in sites
         ],
@@ -172,13 +174,14 @@ def sites_text(sites: Sequence[Site], refused: Sequence[Refusal]) -> str:
     if sites:
         rows = [("NAME", "TENSOR", "MODE", "NEW LAYER", "CHANNELS", "ACTIVATION", "READ BY")]
         for site in sites:
-            readers, activation = ", ".join(site.readers), str(site.activation)
-            rows.append(
-                (site.name, site.tensor, site.mode, site.kind, str(site.channels), activation, readers)
-            )
+            layer, channels, activation = site.kind, str(site.channels), str(site.activation)
+            rows.append((site.name, site.tensor, site.mode, layer, channels, activation, site.read_by_text))
         lines += ["can be grown (--after NAME):", *_table(rows)]
     else:
         lines.append("nothing in this model can be grown")
+    blocks = [(site.name, f"the tensor {site.why_block}") for site in sites if site.why_block]
+    if blocks:
+        lines += ["", "block, as the readers can't be solved anew:", *_table([("NAME", "REASON"), *blocks])]
     if refused:
         lines += ["", "can't be grown:", *_table([("NODE", "OP", "REASON"), *map(_refusal_row, refused)])]
     return "\n".join(lines)
@@ -240,7 +243,7 @@ def _site_lines(grown: SiteGrowth) -> Iterable[tuple[str, str]]:
     kernel = " " + "×".join(map(str, grown.kernel)) if grown.kernel else ""
     yield (
         "site",
-        f"{site.name}: tensor {site.tensor}, {site.channels} channels, read by {', '.join(site.readers)}",
+        f"{site.name}: tensor {site.tensor}, {site.channels} channels, read by {site.read_by_text}",
     )
     yield (
         "new layer",

@@ -195,3 +195,37 @@ def test_a_channel_that_the_data_leaves_dead_keeps_its_core():
     for keep in (None, 6):
         grown = oc.grow(model, "r", {"x": dead}, keep=keep)
         assert relative(run(grown.model, {"x": x}), run(model, {"x": x})) < 1e-5
+
+
+def test_all_convs_grows_behind_each_and_says_what_it_left_out():
+    text = RESIDUAL.replace("b = Conv <pads = [1, 1, 1, 1]> (r, w2)", "s = Tanh (r) b = Conv (s, w2)")
+    model, x = model_of(text, w1=(6, 6, 3, 3), w2=(6, 6, 1, 1)), normal(80, 6, 8, 8)
+    grown = oc.grow(model, "all-convs", {"x": x})
+    assert [(entry.site.tensor, entry.site.mode) for entry in grown.sites] == [("a", "block"), ("b", "block")]
+    assert relative(run(grown.model, {"x": x}), run(model, {"x": x})) < 1e-5
+    grown = oc.grow(model, ["s", "all-convs"], {"x": x}, mode="auto")
+    assert [entry.site.tensor for entry in grown.sites] == ["a", "s", "b"]
+    with pytest.raises(oc.UnsupportedError, match=r"all-convs.*read by Add"):
+        oc.grow(model, "all-convs", {"x": x}, mode="replace")
+    with pytest.raises(oc.UnsupportedError, match="it has no Conv"):
+        oc.grow(model_of(TRANSFORMER, w1=(8, 8), w2=(8, 8)), "all-convs", {"x": normal(20, 5, 8)})
+
+
+def test_all_convs_takes_what_can_be_solved_anew_first():
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3, 8, 8] x) => (float[N, 2] y) {
+            a = Conv (x, w1)
+            r = Relu (a)
+            b = Conv (r, w2)
+            c = Softmax <axis = 1> (b)
+            f = Flatten (c)
+            y = Gemm (f, w3)
+        }
+    """
+    model, x = model_of(text, w1=(4, 3, 3, 3), w2=(5, 4, 3, 3), w3=(80, 2)), normal(200, 3, 8, 8)
+    grown = oc.grow(model, "all-convs", {"x": x}, mode="replace", candidates=6)
+    assert [(entry.site.tensor, entry.site.mode) for entry in grown.sites] == [("r", "replace")]
+    assert any("'b' is read by Softmax" in warning for warning in grown.warnings)
+    grown = oc.grow(model, "all-convs", {"x": x}, candidates=6)
+    assert [(e.site.tensor, e.site.mode) for e in grown.sites] == [("r", "replace"), ("b", "block")]

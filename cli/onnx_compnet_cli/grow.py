@@ -46,7 +46,7 @@ def add_to(commands: Any) -> None:
         action="append",
         required=True,
         metavar="NAME",
-        help="node, output tensor, weight prefix (conv3) or scope; repeat for several layers",
+        help="node, output tensor, weight prefix (conv3) or scope; repeat it for several; all-convs: each Conv",
     )
     add_file(command, "-o", "--output", metavar="CHILD", help="where the grown model goes")
     command.add_argument("--force", action="store_true", help="overwrite CHILD")
@@ -84,7 +84,10 @@ def _add_layer_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--kernel", type=int, default=3, metavar="K", help="kernel of a new Conv (default 3)")
     group.add_argument(
-        "--mode", choices=MODES, default="auto", help="replace: solve the readers anew (default)"
+        "--mode",
+        choices=MODES,
+        default="auto",
+        help="replace: solve the readers anew; block: add a linear layer instead; auto: the first that is possible",
     )
 
 

@@ -27,6 +27,7 @@ from onnx_compnet.graph.survey import Survey, survey
 from onnx_compnet.graph.weights import find_constant
 
 TENSOR_PREFIX = "tensor:"
+ALL_CONVS = "all-convs"
 _SHOWN = 8
 
 
@@ -39,6 +40,18 @@ def resolve(model: ModelProto, name: str, mode: str = "auto") -> Site:
         UnsupportedError: the place is not a site; the message says why.
     """
     return Names(survey(model)).resolve(name, mode)
+
+
+def behind_convs(model: ModelProto, mode: str = "auto") -> tuple[list[Site], list[str]] | None:
+    """What "all-convs" means: the sites behind each Conv, in graph order, and why others have none.
+
+    None where the model has a node, tensor, weight or module of that name.
+
+    Raises:
+        UnsupportedError: no Conv of the model has a site.
+    """
+    known = Names(survey(model))
+    return None if known.places(ALL_CONVS) else known.behind_convs(mode)
 
 
 class Names:
@@ -158,6 +171,26 @@ class Names:
             raise self._unsupported(name, place, why)
         known = self.sites.get(place)
         return replace(block, name=name if known is None or known.mode == "replace" else known.name)
+
+    def behind_convs(self, mode: str) -> tuple[list[Site], list[str]]:
+        """See ``behind_convs`` above."""
+        found: dict[str, Site] = {}
+        skipped: dict[str, str] = {}
+        for position, node in enumerate(self._index.nodes):
+            for place in self._forward.places(position) if is_op(node, "Conv") else ():
+                if place in found or place in skipped:
+                    continue
+                try:
+                    site = self.resolve(TENSOR_PREFIX + place, mode)
+                except UnsupportedError as error:
+                    skipped[place] = str(error)
+                    continue
+                listed = self.sites.get(place)
+                found[place] = site if listed is None else replace(site, name=listed.name)
+        if not found:
+            reasons = "; ".join(skipped.values()) or "it has no Conv"
+            raise UnsupportedError(f"'{ALL_CONVS}' finds no place to grow in this model: {reasons}")
+        return list(found.values()), list(skipped.values())
 
     @staticmethod
     def _unsupported(name: str, place: str, why: str) -> UnsupportedError:

@@ -67,6 +67,11 @@ class Site:
         return self.read_by if self.mode == "block" else tuple(reader.node for reader in self.linear)
 
     @property
+    def read_by_text(self) -> str:
+        """The readers, for people."""
+        return ", ".join(self.readers) or "the model's caller"
+
+    @property
     def groups(self) -> int:
         """Into how many groups of equal size the new neurons must fall, so that every reader's groups are met."""
         return math.lcm(*(reader.geometry.groups for reader in self.linear))

@@ -112,7 +112,7 @@ def alg1(
     def solve(strength: float, weaker: Solution) -> Solution:
         return statistics.solve(lam, strength, weaker.beta)
 
-    solution = _cap(solve, pool.size, first, keep, alpha, None, max_itr)
+    solution = _cap(pool, solve, lambda of: of.support, first, alpha, None, max_itr)
     beta = solution.beta[solution.support]
     notes = _resemblance_notes(pool, solution, len(beta))
     return pool.finish(solution, solution.support, beta, rho, notes=notes)
@@ -175,10 +175,10 @@ def alg2(
 
     _refuse_large_lam(lam, 1.0, lambda value: len(alternate(alpha, value).support))
     found = _cap(
+        pool,
         lambda strength, _: alternate(strength),
-        lambda run: len(pool.completed(run.support)),
+        lambda run: run.support,
         alternate(alpha),
-        keep,
         alpha,
         None,
         max_itr,
@@ -244,7 +244,7 @@ def alg3(
     def completed(of: Solution) -> NDArray[np.intp]:
         return pool.completed(places[of.support])
 
-    solution = _cap(solve, lambda of: len(completed(of)), first, keep, lam * lam_max, lam_max, max_itr)
+    solution = _cap(pool, solve, lambda of: places[of.support], first, lam * lam_max, lam_max, max_itr)
 
     def readers(of: Solution) -> tuple[tuple[ReaderFit, ...], tuple[str, ...]]:
         support = completed(of)
@@ -335,21 +335,26 @@ def _refuse_large_lam(lam: float, lam_max: float, count: Callable[[float], int])
 
 
 def _cap(
+    pool: Pool,
     solve: Callable[[float, T], T],
-    size: Callable[[T], int],
+    support: Callable[[T], NDArray[np.intp]],
     first: T,
-    keep: int | None,
     weak: float,
     strong: float | None,
     max_itr: int,
 ) -> T:
-    """``first``, or where it keeps more than ``keep`` neurons what ``cap_search`` finds."""
-    if keep is None:
+    """``first``, or where it keeps more neurons than the pool's ``keep`` what ``cap_search`` finds.
+
+    Where it finds nothing, a pool with a core is left with that (see ``Pool.completed``).
+    """
+    if pool.keep is None:
         return first
-    found = cap_search(solve, size, first, keep, weak, strong, max_itr)
+    found = cap_search(solve, lambda of: pool.size(support(of)), first, pool.keep, weak, strong, max_itr)
+    if found is None and len(pool.core):
+        return first
     if found is None:
         raise UsageError(
-            f"no selection of 1 to {keep} neurons was found in {max_itr} solves by raising "
+            f"no selection of 1 to {pool.keep} neurons was found in {max_itr} solves by raising "
             f"{'alpha' if strong is None else 'lam'}; allow more neurons (keep) or more solves (max_itr)"
         )
     return found

@@ -109,9 +109,21 @@ class Pool:
         """``support`` and what must stay beside it (places among the living, ascending).
 
         The core; and where there are groups, as many neurons in each as in the largest: the first ones of those
-        that were dropped.
+        that were dropped. The core alone where ``keep`` leaves no room for ``support``.
         """
-        chosen = np.union1d(support, self.core)
+        chosen = self._united(support)
+        return (
+            chosen
+            if self.keep is None or len(chosen) <= self.keep or not len(self.core)
+            else self._united(())
+        )
+
+    def size(self, support: NDArray[np.intp]) -> int:
+        """How many neurons stay with this support, were it not for ``keep``."""
+        return len(self._united(support))
+
+    def _united(self, support: Sequence[int] | NDArray[np.intp]) -> NDArray[np.intp]:
+        chosen = np.union1d(np.asarray(support, np.intp), self.core)
         if self.groups == 1:
             return chosen
         each = self.Dn // self.groups  # every candidate is alive where there are groups
@@ -121,10 +133,6 @@ class Pool:
         for group in taken:
             group[np.flatnonzero(~group)[: most - group.sum()]] = True
         return np.flatnonzero(taken.reshape(-1))
-
-    def size(self, solution: Solution) -> int:
-        """How many neurons stay by this solution over all the living."""
-        return len(self.completed(solution.support))
 
     def left(self, support: NDArray[np.intp]) -> list[Problem]:
         """The problems of some of the living."""
@@ -152,10 +160,12 @@ class Pool:
 
         W2 is fitted, unless ``found`` holds it.
         """
-        full = torch.zeros(self.Dn, dtype=torch.float64)
-        full[self.alive[torch.from_numpy(support)]] = torch.from_numpy(beta)
+        own = np.zeros(len(self.alive))
+        own[support] = beta
         support = self.completed(support)
         kept = self.alive[torch.from_numpy(support)]
+        full = torch.zeros(self.Dn, dtype=torch.float64)
+        full[kept] = torch.from_numpy(own[support])
         if found is None:
             found = sites.fit_readers(self.left(support), rho)
         readers, more = found
