@@ -158,7 +158,7 @@ def _stuffed(A: Tensor, geometry: ConvGeometry) -> Tensor:
     if any(stride != 1 for stride in geometry.strides):
         sizes = [(size - 1) * stride + 1 for size, stride in zip(spatial, geometry.strides, strict=True)]
         spread = A.new_zeros(*A.shape[:2], *sizes)
-        spread[(..., *(slice(None, None, stride) for stride in geometry.strides))] = A
+        spread[(slice(None), slice(None), *(slice(None, None, stride) for stride in geometry.strides))] = A
     around = [(k - 1) * d for k, d in zip(geometry.kernel, geometry.dilations, strict=True)]
     begins, ends = (
         [rim - cut for rim, cut in zip(around, cuts, strict=True)]
