@@ -122,6 +122,33 @@ def _made_of(index: GraphIndex, tensor: str) -> tuple[list[NodeProto], list[str]
     return [index.nodes[position] for position in sorted(kept)], list(held)
 
 
+_QUANTISATION = 19  # the oldest opset whose quantisation ops are in the reference implementation
+
+
+def _older_quantisation() -> list[Any]:
+    from onnx.reference.op_run import OpRun
+
+    def along(values: NDArray[Any], x: NDArray[Any], axis: int) -> NDArray[Any]:
+        shape = [1] * x.ndim
+        if values.size > 1:
+            shape[axis] = values.size
+        return values.reshape(shape)
+
+    class DequantizeLinear(OpRun):
+        def _run(self, x: Any, scale: Any, zero: Any = None, axis: int = 1, **_: Any) -> tuple[Any]:
+            steps = x.astype(np.int32) - (0 if zero is None else along(zero.astype(np.int32), x, axis))
+            return ((steps * along(scale, x, axis)).astype(scale.dtype),)
+
+    class QuantizeLinear(OpRun):
+        def _run(self, x: Any, scale: Any, zero: Any = None, axis: int = 1, **_: Any) -> tuple[Any]:
+            zero = np.zeros((), np.uint8) if zero is None else zero
+            limits = np.iinfo(zero.dtype)
+            steps = np.rint(x / along(scale, x, axis)) + along(zero.astype(np.int32), x, axis)
+            return (np.clip(steps, limits.min, limits.max).astype(zero.dtype),)
+
+    return [DequantizeLinear, QuantizeLinear]
+
+
 def _evaluate(index: GraphIndex, tensor: str, nodes: list[NodeProto], held: list[str]) -> NDArray[Any]:
     from onnx.reference import ReferenceEvaluator  # takes a second, and few models need it
 
@@ -139,7 +166,8 @@ def _evaluate(index: GraphIndex, tensor: str, nodes: list[NodeProto], held: list
     )
     feeds = {name: held_value(index, name) for name in held}
     try:
-        (value,) = cast(list[Any], ReferenceEvaluator(model).run([tensor], feeds))
+        own = _older_quantisation() if index.opset < _QUANTISATION else []
+        (value,) = cast(list[Any], ReferenceEvaluator(model, new_ops=own).run([tensor], feeds))
     except Exception as error:  # whatever an operator's implementation raises
         reason = " ".join(str(error).split())[:200]
         raise UnsupportedError(
