@@ -105,5 +105,5 @@ def _targets(readers: Sequence[Reader], group: ReaderGroup, tensors: dict[str, T
 
 
 def _computable(tensor: Tensor) -> Tensor:
-    """float16 is stored, not computed in."""
-    return tensor.to(torch.float32) if tensor.dtype == torch.float16 else tensor
+    """float16 and bfloat16 are stored, not computed in."""
+    return tensor.to(torch.float32) if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

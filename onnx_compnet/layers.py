@@ -76,10 +76,12 @@ class Activation:
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """How a Conv reads a tensor (N, C, *spatial); lengths equal the spatial rank (1, 2 or 3).
+    """How a Conv or ConvTranspose reads a tensor (N, C, *spatial); lengths equal the spatial rank (1, 2 or 3).
 
     ``pads`` in ONNX order (all begins, then all ends); ignored unless ``auto_pad`` is "NOTSET". With ``groups``
-    each output reads only the channels of its group, as many in each: C for a depthwise Conv.
+    each output reads only the channels of its group, as many in each: C for a depthwise Conv. With ``transposed``
+    it is a ConvTranspose; ``output_padding`` and ``output_shape`` (spatial, it replaces the pads) are its own, ()
+    where they are not given.
     """
 
     kernel: tuple[int, ...]
@@ -87,6 +89,9 @@ class ConvGeometry:
     dilations: tuple[int, ...]
     pads: tuple[int, ...]
     auto_pad: str = "NOTSET"  # NOTSET | VALID | SAME_UPPER | SAME_LOWER
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
+    output_shape: tuple[int, ...] = ()
     groups: int = 1
 
     @property
@@ -97,16 +102,18 @@ class ConvGeometry:
 
 @dataclass(frozen=True)
 class DenseGeometry:
-    """How a Gemm or MatMul contracts one axis of a tensor; its output carries D2 on the last axis.
+    """How a Gemm or MatMul contracts one axis of a tensor.
 
-    ``channel_axis`` is the axis of the tensor that is contracted (-1; 0 for a Gemm with transA). With
-    ``flattened`` the tensor is (N, C, *spatial), a Flatten, Reshape or Squeeze to (N, C·taps) lies in between,
-    and ``taps`` = H·W….
+    ``channel_axis`` is the axis of the tensor that is contracted, ``output_axis`` that of the output with D2.
+    Both are -1 for y = t·W. A Gemm with transA contracts axis 0. A weight on the left, y = W·t, has D2 on axis
+    0 (Gemm) or -2 (MatMul, which then contracts axis -2). With ``flattened`` the tensor is (N, C, *spatial), a
+    Flatten, Reshape or Squeeze to (N, C·taps) lies in between, and ``taps`` = H·W….
     """
 
     channel_axis: int = -1
     taps: int = 1
     flattened: bool = False
+    output_axis: int = -1
 
     @property
     def groups(self) -> int:
@@ -124,7 +131,7 @@ class CandidateLayer:
 
     kind "conv": W1 is (Dn, D1, *kernel), stride 1, same padding (begin = (k-1)//2, the rest at the end), on
     t (N, D1, *spatial). kind "gemm" (t is 2-D) and "matmul" (any rank): W1 is (Dn, D1), acting on the axis
-    ``channel_axis`` of t (0 only for a Gemm reader with transA; x then has Dn on that axis, too). b1 is (Dn,).
+    ``channel_axis`` of t, where x has Dn: -1, or with W1 on the left 0 ("gemm") or -2 ("matmul"). b1 is (Dn,).
     Arrays have the model's dtype (what is fitted is what is written).
     """
 

@@ -17,11 +17,13 @@ from onnx_compnet.graph import model_io, names, provenance
 from onnx_compnet.graph.emission import emit
 from onnx_compnet.graph.names import ALL_CONVS, TENSOR_PREFIX
 from onnx_compnet.graph.sites import Site, find_sites
+from onnx_compnet.graph.trial import layer_alone
 from onnx_compnet.layers import Activation, CandidateLayer
 from onnx_compnet.numerics import initialise
 from onnx_compnet.numerics.initialise import Core
 from onnx_compnet.runtime.device import Device, available_memory
 from onnx_compnet.runtime.device import select as select_device
+from onnx_compnet.runtime.session import require_runnable
 from onnx_compnet.runtime.sources import DataOptions, Source, open_data
 from onnx_compnet.runtime.split import Split, split
 
@@ -67,6 +69,9 @@ def prepare(
     for site in sites:  # refuses an activation that the model's opset can't express
         emit(activation_at(site, options), model_io.opset(parent), dtype=site.dtype)
     device = select_device(options.device)
+    for site in sites:
+        alone = layer_alone(parent, site, activation_at(site, options), _kernel(site, options.kernel))
+        require_runnable(alone, site.dtype, device)
     data_options = DataOptions.of(
         batch_size=options.batch_size,
         max_samples=options.max_samples,

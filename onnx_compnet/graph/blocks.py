@@ -85,7 +85,7 @@ def block_site(index: GraphIndex, tensor: str, activation: Activation) -> Site:
         raise NotABlockError("is read by nothing")
     dtype = FLOATS.get(index.types[tensor].tensor_type.elem_type) if tensor in index.types else None
     if dtype is None:
-        raise NotABlockError("is not known to be a float32, float64 or float16 tensor")
+        raise NotABlockError(f"is not known to be a tensor of {', '.join(FLOATS.values())}")
     shape = index.shape(tensor)
     if shape is None:
         raise NotABlockError("has no known rank")

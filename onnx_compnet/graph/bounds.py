@@ -73,20 +73,20 @@ def _through(index: GraphIndex, node: NodeProto, of: Callable[[str], Bounds]) ->
     if is_op(node, "Resize", "Upsample") and text_attribute(node, "mode", "nearest") != "cubic":
         low, high = of(node.input[0])
         return min(low, 0.0), max(high, 0.0)  # beyond the edges it may be extrapolated with 0
+    if not is_op(node, "Concat", "Max", "Min", "Add", "Sum", "Mul"):
+        return ANYTHING
     each = [
         (value, value) if (value := scalar(index, name)) is not None else of(name)
         for name in node.input
         if name
     ]
     lows, highs = zip(*each, strict=True)
-    if is_op(node, "Concat"):
+    if node.op_type == "Concat":
         return min(lows), max(highs)
-    if is_op(node, "Max"):
+    if node.op_type == "Max":
         return max(lows), max(highs)
-    if is_op(node, "Min"):
+    if node.op_type == "Min":
         return min(lows), min(highs)
-    if is_op(node, "Add", "Sum"):
-        return sum(lows), sum(highs)
-    if is_op(node, "Mul") and min(lows) >= 0:
-        return 0.0, math.inf
-    return ANYTHING
+    if node.op_type == "Mul":
+        return (0.0, math.inf) if min(lows) >= 0 else ANYTHING
+    return sum(lows), sum(highs)

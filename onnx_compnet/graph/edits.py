@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
 from onnx_compnet.errors import VerificationError
-from onnx_compnet.graph.index import GraphIndex, nodes_within, subgraphs
-from onnx_compnet.graph.weights import ConstantSource, usage
+from onnx_compnet.graph.index import GraphIndex, captured_names, is_op, nodes_within, subgraphs
+from onnx_compnet.graph.weights import ConstantSource, permutation
 
 _INITIALIZERS_ARE_INPUTS = 4  # before this IR version every initialiser is a graph input, too
 
@@ -23,6 +26,8 @@ class Edits:
         self._constants: dict[str, tuple[ConstantSource, NDArray[Any]]] = {}
         self._floats: list[tuple[int, str, float]] = []
         self._axes: dict[str, tuple[int, int]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._released: list[str] = []
         self._given: set[str] = set()
         self.base = _free_base(index.model, f"compnet/{label}")
 
@@ -36,8 +41,18 @@ class Edits:
         return free
 
     def set_constant(self, source: ConstantSource, values: NDArray[Any]) -> None:
-        """Other values, of any shape, for a constant that nothing else reads."""
+        """Other values for a constant that ``can_hold`` them; what lies between it and its reader stays."""
+        self._shapes[source.name] = values.shape
+        for position in reversed(source.path):
+            node = self._index.nodes[position]
+            if is_op(node, "Transpose"):
+                values = values.transpose(np.argsort(permutation(node, values.ndim)))
+            self._shapes[node.input[0]] = values.shape
         self._constants[source.tensor] = (source, values)
+
+    def release(self, tensor: str) -> None:
+        """A reader of this constant has another one now: it goes, and what computes it, unless still read."""
+        self._released.append(tensor)
 
     def set_float(self, position: int, key: str, value: float) -> None:
         """Another value for a float attribute that is present."""
@@ -85,6 +100,7 @@ class Edits:
             if position == before:
                 for node in reversed(new):
                     nodes.insert(position, node)
+        _remove_unread(child, self._released)
         _check_consistent(self._index, child)
         return child
 
@@ -98,14 +114,9 @@ class Edits:
                 _set_constant_node(child.graph.node[source.node], values)
 
     def _write_shapes(self, child: ModelProto) -> None:
-        whole = {
-            name: list(values.shape)
-            for source, values in self._constants.values()
-            for name in (source.tensor, *usage(self._index, source).aliases)
-        }
         for item in (*child.graph.value_info, *child.graph.input):
-            if item.name in whole:
-                _set_shape(item, whole[item.name])
+            if item.name in self._shapes:
+                _set_shape(item, self._shapes[item.name])
             elif item.name in self._axes:
                 axis, size = self._axes[item.name]
                 shape = item.type.tensor_type.shape
@@ -140,7 +151,44 @@ def _set_constant_node(node: NodeProto, values: NDArray[Any]) -> None:
         node.attribute[0].CopyFrom(onnx.helper.make_attribute("value", numpy_helper.from_array(values)))
 
 
-def _set_shape(item: ValueInfoProto, dims: list[int]) -> None:
+def _remove_unread(child: ModelProto, tensors: list[str]) -> None:
+    """Remove those of the constants that nothing reads, and with them what only they were computed from."""
+    graph = child.graph
+    producers = {name: position for position, node in enumerate(graph.node) for name in node.output if name}
+    read = Counter(item.name for item in graph.output)
+    for node in graph.node:
+        read.update(node.input)
+        for body in subgraphs(node):
+            read.update(captured_names(body))
+    gone: set[str] = set()
+    positions: set[int] = set()
+    pending = list(tensors)
+    while pending:
+        name = pending.pop()
+        if read[name] or name in gone:
+            continue
+        position = producers.get(name)
+        if position is None:
+            gone.add(name)
+        elif not any(read[output] for output in graph.node[position].output):
+            gone.update(output for output in graph.node[position].output if output)
+            positions.add(position)
+            read.subtract(graph.node[position].input)
+            pending.extend(item for item in graph.node[position].input if item)
+    for position in sorted(positions, reverse=True):
+        del graph.node[position]
+    for part in (graph.initializer, graph.value_info, graph.input, graph.quantization_annotation):
+        _remove(part, [getattr(item, "name", "") or getattr(item, "tensor_name", "") for item in part], gone)
+    _remove(graph.sparse_initializer, [item.values.name for item in graph.sparse_initializer], gone)
+
+
+def _remove(part: Any, names: list[str], gone: set[str]) -> None:
+    for position in reversed(range(len(names))):
+        if names[position] in gone:
+            del part[position]
+
+
+def _set_shape(item: ValueInfoProto, dims: Iterable[int]) -> None:
     shape = item.type.tensor_type.shape
     del shape.dim[:]
     for size in dims:
@@ -171,7 +219,7 @@ def _check_consistent(index: GraphIndex, child: ModelProto) -> None:
     if not same_inputs or list(child.graph.output) != list(parent.output):
         raise VerificationError("the surgery changed the model's inputs or outputs; please report this")
     known = {item.name for part in (child.graph.input, child.graph.initializer) for item in part}
-    known |= index.sparse
+    known |= index.sparse.keys()
     for node in child.graph.node:
         missing = [name for name in node.input if name and name not in known]
         doubled = [name for name in node.output if name and name in known]

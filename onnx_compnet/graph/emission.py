@@ -160,5 +160,5 @@ class _Writer:
             self.add("ThresholdedRelu", SOURCE, result=RESULT, alpha=alpha)
             return
         above = self.add("Greater", SOURCE, self.constant("alpha", alpha))
-        kind = {"float32": 1, "float16": 10, "float64": 11}[self.dtype.name]
+        kind = {"float32": 1, "float16": 10, "float64": 11, "bfloat16": 16}[self.dtype.name]
         self.add("Mul", SOURCE, self.add("Cast", above, to=kind), result=RESULT)

@@ -81,7 +81,8 @@ class Forward:
             if axes is None or shape is None or len(shape) < 3:
                 return False
             return not {axis % len(shape) for axis in axes} & {0, 1}
-        # A Flatten in front of the readers is a stop (the tensor is then a site); any other may be passed.
+        # A Flatten in front of the readers is a stop (the tensor is then a site); any other may be passed, and
+        # so may a Transpose, as where the channels come last between two Convs, on the way to a site.
         return node.op_type in _PASSED or (
-            node.op_type in RESHAPING and self.follow(node.output[0]) in self._survey.sites
+            node.op_type in (*RESHAPING, "Transpose") and self.follow(node.output[0]) in self._survey.sites
         )

@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto
+from numpy.typing import NDArray
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, TypeProto
 
 from onnx_compnet.layers import Dimension
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 LARGE = 1024  # elements; larger initialisers say nothing that shape inference needs
+_RANDOM = (
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+)
 
 
 def describe(node: NodeProto) -> str:
@@ -160,7 +170,7 @@ class GraphIndex:
     captured: dict[str, int]
     """tensor → position of the node whose body reads it"""
     initializers: dict[str, TensorProto]
-    sparse: frozenset[str]
+    sparse: dict[str, SparseTensorProto]
     inputs: frozenset[str]
     """graph inputs that are not initialisers"""
     outputs: frozenset[str]
@@ -185,7 +195,7 @@ class GraphIndex:
                 for name in captured_names(body):
                     captured.setdefault(name, position)
         initializers = {tensor.name: tensor for tensor in graph.initializer}
-        sparse = frozenset(item.values.name for item in graph.sparse_initializer)
+        sparse = {item.values.name: item for item in graph.sparse_initializer}
         return cls(
             model=model,
             nodes=nodes,
@@ -194,7 +204,9 @@ class GraphIndex:
             captured=captured,
             initializers=initializers,
             sparse=sparse,
-            inputs=frozenset(i.name for i in graph.input if i.name not in initializers) - sparse,
+            inputs=frozenset(
+                i.name for i in graph.input if i.name not in initializers and i.name not in sparse
+            ),
             outputs=frozenset(item.name for item in graph.output),
             opset=opset(model),
         )
@@ -215,7 +227,26 @@ class GraphIndex:
 
     @cached_property
     def constants(self) -> frozenset[str]:
-        """The tensors that are computed from nothing but constants, sparse ones among them, and these."""
+        """Tensors that no input changes: initialisers, Constants, and what standard ops make of these alone."""
+        known = {*self.initializers, *self.sparse}
+        for node in self.nodes:
+            held = is_op(node, "Constant")
+            computed = any(node.input) and all(name in known for name in node.input if name)
+            drawn = is_op(node, *_RANDOM, "Dropout")
+            if held or (
+                computed and not drawn and node.domain in STANDARD_DOMAINS and not any(subgraphs(node))
+            ):
+                known.update(name for name in node.output if name)
+        return frozenset(known)
+
+    @cached_property
+    def folded(self) -> dict[str, NDArray[Any] | None]:
+        """Small constants that were computed already; see ``folding``."""
+        return {}
+
+    @cached_property
+    def unfed(self) -> frozenset[str]:
+        """What no input of the model reaches: ``constants``, and what any other nodes make of these."""
         found = {"", *self.initializers, *self.sparse}
         for node in self.nodes:
             source = bool(node.input) or is_op(node, "Constant")
@@ -237,6 +268,8 @@ class GraphIndex:
         found = {i.name: i.type for part in (graph.value_info, graph.output, graph.input) for i in part}
         for name, tensor in self.initializers.items():
             found[name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+        for name, sparse in self.sparse.items():
+            found[name] = onnx.helper.make_tensor_type_proto(sparse.values.data_type, list(sparse.dims))
         return found
 
     def shape(self, tensor: str) -> tuple[Dimension, ...] | None:

@@ -62,10 +62,13 @@ class LayerWriter:
             # t and x hold the channels on axis 0, so the weight has to stand on the left.
             weight, bias = self.constant("Gemm.weight", W1), self.constant("Gemm.bias", b1.reshape(-1, 1))
             return self._node("Gemm", [weight, source, bias], {})
+        if layer.kind == "matmul" and layer.channel_axis == -2:
+            product = self._node("MatMul", [self.constant("MatMul.weight", W1), source], {})
+            return self._node("Add", [product, self.constant("MatMul.bias", b1.reshape(-1, 1))], {})
         return self.gemm(source, W1, b1) if layer.kind == "gemm" else self.matmul(source, W1, b1)
 
     def _activation(self, x: gs.Variable, layer: CandidateLayer) -> gs.Variable:
-        trailing = len(self._site.spatial) if layer.kind == "conv" else int(layer.channel_axis == 0)
+        trailing = len(self._site.spatial) if layer.kind == "conv" else int(layer.channel_axis in (0, -2))
         emission = emit(layer.activation, self._opset, len(layer.b1), trailing, self._site.dtype)
         known: dict[str, gs.Tensor] = {SOURCE: x, "": gs.Variable.empty()}
         for key, value in emission.constants.items():

@@ -73,7 +73,8 @@ class Names:
             self._scope_of[position] = path
             for around in enclosing(path):
                 self._scopes.setdefault(around, []).append(position)
-            if not is_op(node, "Constant", "Identity", "Shape"):
+            constant = any(name in self._index.constants for name in node.output)
+            if not constant and not is_op(node, "Identity", "Shape"):
                 self._add_weights(position, node.input)
 
     def _add_weights(self, position: int, inputs: Iterable[str]) -> None:

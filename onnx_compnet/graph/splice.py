@@ -6,6 +6,7 @@ into a copy of the parent. onnx-graphsurgeon sees no other part of the model, so
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,13 +18,13 @@ from onnx_compnet.errors import UsageError, VerificationError
 from onnx_compnet.graph.blocks import NotABlockError
 from onnx_compnet.graph.edits import Edits
 from onnx_compnet.graph.flatten import resized_target
-from onnx_compnet.graph.index import GraphIndex, float_attribute, int_attribute
+from onnx_compnet.graph.index import GraphIndex, float_attribute
 from onnx_compnet.graph.layer_writer import LayerWriter
 from onnx_compnet.graph.splice_block import insert_block
 from onnx_compnet.graph.structures import Reader, Site
 from onnx_compnet.graph.survey import Survey, survey
-from onnx_compnet.graph.weights import bias_slot, find_constant, integers, usage
-from onnx_compnet.layers import Array, CandidateLayer, ConvGeometry, NewLayers, ReaderWeights
+from onnx_compnet.graph.weights import bias_slot, can_hold, find_constant, integers, native_weight
+from onnx_compnet.layers import Array, CandidateLayer, NewLayers, ReaderWeights
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ def splice(model: ModelProto, site: Site, layers: NewLayers, label: str) -> Spli
 
     At a block the reader is new, too, and what fed the site's tensor feeds the layer instead. Elsewhere
     readers keep their names, attributes and outputs (only a Gemm whose alpha or beta is 0 gets 1 instead: no
-    weight could pass through it). W1 is (Dn, D1, *kernel) or (Dn, D1); ``layers.readers`` follow
+    weight could pass through it). A weight or bias that something else reads, too, or that is computed from
+    constants by more than Identity and Transpose, stays as it is, and the reader gets one of its own; what
+    nothing reads any more is removed. W1 is (Dn, D1, *kernel) or (Dn, D1); ``layers.readers`` follow
     ``site.linear``, each W2 (Dn·taps, D2). New nodes and tensors are called "compnet/<label>/…".
 
     Raises:
@@ -79,7 +82,7 @@ def _site_at(found: Survey, site: Site) -> Site | None:
 
 def _check_shapes(site: Site, layers: NewLayers) -> None:
     layer = layers.layer
-    wanted: tuple[object, ...] = (site.kind, site.channel_axis if site.kind == "gemm" else layer.channel_axis)
+    wanted: tuple[object, ...] = (site.kind, layer.channel_axis if site.kind == "conv" else site.channel_axis)
     if (layer.kind, layer.channel_axis) != wanted:
         raise UsageError(f"site '{site.name}' needs a layer of kind {wanted[0]}, channel axis {wanted[1]}")
     axes = 2 + (len(site.spatial) if site.kind == "conv" else 0)
@@ -156,10 +159,10 @@ class _Surgery:
         """Lnew and its activation; the nodes that read the site read the result."""
         self.neurons = layer.W1.shape[0]
         result = self.writer.layer(self.source, layer)
-        starts = {reader.between[0] if reader.between else reader.index for reader in self.site.linear}
-        for position in starts:
-            assert self.old[position].inputs[0] is self.source
-            self.old[position].inputs[0] = result
+        for reader in self.site.linear:
+            start, slot = (reader.between[0], 0) if reader.between else (reader.index, 1 - reader.weight_slot)
+            assert self.old[start].inputs[slot] in (self.source, result)  # readers may share a Flatten
+            self.old[start].inputs[slot] = result
 
     # ------------------------------------------------------------ the readers
 
@@ -168,45 +171,44 @@ class _Surgery:
         own = f"reader_{number}"
         node = self.index.nodes[reader.index]
         weight, bias = self._native(reader, node, W2, b2)
-        source = find_constant(self.index, node.input[1])
-        assert source is not None
-        self.edits.set_constant(source, weight)
+        self._set_constant(self.old[reader.index], reader.weight_slot, weight, f"{own}.weight")
         for position in reader.between:
             self._resize(position, reader.geometry.taps, f"{own}.shape_{position}")
         if reader.op_type != "MatMul":
-            self._set_bias(self.old[reader.index], 2, bias, f"{own}.bias")
+            self._set_constant(self.old[reader.index], 2, bias, f"{own}.bias")
         elif reader.add_index is not None:
             slot = bias_slot(self.index, reader)
-            self._set_bias(self.old[reader.add_index], slot, bias, f"{own}.bias")
+            self._set_constant(self.old[reader.add_index], slot, bias, f"{own}.bias")
         else:
             self._add_bias(reader, bias, own)
 
     def _native(self, reader: Reader, node: NodeProto, W2: Array, b2: Array) -> tuple[Array, Array]:
-        """The weights as the node wants them, alpha, beta and transB undone."""
-        if isinstance(reader.geometry, ConvGeometry):
-            return W2.T.reshape(reader.features, -1, *reader.geometry.kernel), b2
-        if reader.op_type == "MatMul":
-            return W2, b2
-        scales = []
-        for key in ("alpha", "beta"):
+        """The weights as the node wants them, alpha, beta, transA and transB undone."""
+        scales = [self.dtype.type(1.0), self.dtype.type(1.0)]
+        for number, key in enumerate(("alpha", "beta") if reader.op_type == "Gemm" else ()):
             scale = float_attribute(node, key, 1.0)
             if scale == 0.0:
                 self.edits.set_float(reader.index, key, 1.0)
                 scale = 1.0
-            scales.append(self.dtype.type(scale))
-        weight, bias = W2 / scales[0], b2 / scales[1]
-        return (weight.T if int_attribute(node, "transB", 0) else weight), bias
+            scales[number] = self.dtype.type(scale)
+        present = find_constant(self.index, node.input[reader.weight_slot])
+        assert present is not None
+        weight = native_weight(node, reader, W2 / scales[0], len(present.dims))
+        bias = b2 / scales[1]
+        return weight, bias.reshape(-1, 1) if reader.weight_slot == 0 else bias
 
-    def _set_bias(self, node: gs.Node, slot: int, bias: Array, name: str) -> None:
+    def _set_constant(self, node: gs.Node, slot: int, values: Array, name: str) -> None:
+        """Other values for a node's constant: in its place where they can be held there, else as a new one."""
         present = node.inputs[slot].name if slot < len(node.inputs) else ""
         source = find_constant(self.index, present) if present else None
-        if source is not None and usage(self.index, source).count == 1:
-            same_size = int(np.prod(source.dims)) == bias.size
-            self.edits.set_constant(source, bias.reshape(source.dims) if same_size else bias)
-            return
-        if source is not None and int(np.prod(source.dims)) == bias.size:
-            bias = bias.reshape(source.dims)
-        constant = self.writer.constant(name, bias)
+        if source is not None:
+            if math.prod(source.dims) == values.size and len(source.dims) != values.ndim:
+                values = values.reshape(source.dims)  # a bias written as a row, for one
+            if can_hold(self.index, source, values.ndim):
+                self.edits.set_constant(source, values)
+                return
+            self.edits.release(present)
+        constant = self.writer.constant(name, values)
         if slot < len(node.inputs):
             node.inputs[slot] = constant
         else:

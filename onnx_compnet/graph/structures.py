@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from onnx_compnet.layers import Activation, Dimension, Geometry, LayerKind
+from onnx_compnet.layers import Activation, DenseGeometry, Dimension, Geometry, LayerKind
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,11 @@ class Reader:
     geometry: Geometry
     add_index: int | None = None
     between: tuple[int, ...] = ()
+
+    @property
+    def weight_slot(self) -> int:
+        """Which input is the weight: 0 for a Gemm or MatMul with the weight on the left."""
+        return 0 if isinstance(self.geometry, DenseGeometry) and self.geometry.output_axis != -1 else 1
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Site:
     activation: Activation
     spatial: tuple[Dimension, ...]
     rank: int | None
-    dtype: Literal["float32", "float64", "float16"]
+    dtype: Literal["float32", "float64", "float16", "bfloat16"]
     channel_axis: int
     mode: Literal["replace", "block"] = "replace"
     read_by: tuple[str, ...] = ()

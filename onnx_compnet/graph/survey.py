@@ -139,10 +139,11 @@ def _why_blocked(
             if obstacle is not None:
                 return f"leads to '{inner}', which {obstacle}"
     first = reads[0]
+    rank = len(index.shape(tensor) or ()) or 2 * any(item.reader.op_type == "Gemm" for item in reads)
     for other in reads[1:]:
         for what in ("channel_axis", "channels", "dtype"):
             mine, theirs = getattr(first, what), getattr(other, what)
-            if mine != theirs:
+            if mine != theirs and not (what == "channel_axis" and rank and mine % rank == theirs % rank):
                 return (
                     f"is read by '{first.reader.node}' and '{other.reader.node}', "
                     f"which disagree on its {what.replace('_', ' ')} ({mine} and {theirs})"
@@ -178,7 +179,8 @@ def _obstacle(index: GraphIndex, tensor: str, covered: frozenset[int], reasons: 
 
 
 def _site(index: GraphIndex, tensor: str, reads: list[Candidate]) -> Site:
-    first = reads[0]
+    first = next((item for item in reads if item.spatial), reads[0])
+    axis = first.channel_axis
     shape = index.shape(tensor)
     rank = None if shape is None else len(shape)
     spatial: tuple[Dimension, ...] = ()
@@ -190,6 +192,7 @@ def _site(index: GraphIndex, tensor: str, reads: list[Candidate]) -> Site:
         rank = 2 + len(spatial)
     elif rank == 2 or any(item.reader.op_type == "Gemm" for item in reads):
         kind, rank = "gemm", 2
+        axis = 0 if axis == -2 else axis
     return Site(
         name="",
         tensor=tensor,
@@ -200,7 +203,7 @@ def _site(index: GraphIndex, tensor: str, reads: list[Candidate]) -> Site:
         spatial=spatial,
         rank=rank,
         dtype=first.dtype,
-        channel_axis=first.channel_axis,
+        channel_axis=axis,
         bounds=bounds(index, tensor),
     )
 
@@ -211,7 +214,7 @@ def _activation_in_front(index: GraphIndex, tensor: str) -> Activation:
         if match is not None:
             return match.activation
         node = index.producer(tensor)
-        if node is None or not is_op(node, *_IN_FRONT) or not node.input:
+        if node is None or not is_op(node, *_IN_FRONT, "Transpose") or not node.input:
             return Activation("relu")
         tensor = node.input[0]
 

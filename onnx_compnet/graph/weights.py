@@ -1,4 +1,4 @@
-"""Constants of a graph (initialisers, Constant nodes, Identity) and readers' canonical weights."""
+"""Constants of a graph, where they are held and who reads them, and readers' canonical weights."""
 
 from __future__ import annotations
 
@@ -7,34 +7,45 @@ from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto, TensorProto, numpy_helper
+from onnx import NodeProto, TensorProto
 
 from onnx_compnet.errors import UsageError
-from onnx_compnet.graph.index import GraphIndex, attribute, float_attribute, int_attribute, is_op
+from onnx_compnet.graph.folding import fold, fold_small, held_type, is_sparse
+from onnx_compnet.graph.index import (
+    GraphIndex,
+    attribute,
+    float_attribute,
+    int_attribute,
+    ints_attribute,
+    is_op,
+)
 from onnx_compnet.graph.structures import Reader
 from onnx_compnet.layers import Array, ConvGeometry, ReaderWeights
 
-FloatName = Literal["float32", "float64", "float16"]
+FloatName = Literal["float32", "float64", "float16", "bfloat16"]
 FLOATS: dict[int, FloatName] = {
     TensorProto.FLOAT: "float32",
     TensorProto.DOUBLE: "float64",
     TensorProto.FLOAT16: "float16",
+    TensorProto.BFLOAT16: "bfloat16",
 }
-_SCALARS = {"value_float": TensorProto.FLOAT, "value_int": TensorProto.INT64}
-_LISTS = {"value_floats": TensorProto.FLOAT, "value_ints": TensorProto.INT64}
 
 
 @dataclass(frozen=True)
 class ConstantSource:
-    """Where a constant is held.
+    """A constant as it is read, and where it is held.
 
-    ``tensor`` is the initialiser's name, or the output of the Constant node at position ``node``.
+    ``name`` is the tensor that is read, ``dims`` and ``elem_type`` are its own. ``tensor`` is an initialiser
+    (dense or sparse), or the output of the Constant node at position ``node``; ``path`` has the positions of
+    the nodes from there to ``name``, in that order: each reads the one before as its first input.
     """
 
+    name: str
     tensor: str
     node: int | None
     dims: tuple[int, ...]
     elem_type: int
+    path: tuple[int, ...] = ()
 
     @property
     def dtype(self) -> FloatName | None:
@@ -43,99 +54,74 @@ class ConstantSource:
 
 
 def find_constant(index: GraphIndex, tensor: str) -> ConstantSource | None:
-    """The constant behind a tensor, or None where it is computed, fed, sparse or a string."""
-    name = tensor
-    while (node := index.producer(name)) is not None and is_op(node, "Identity"):
-        name = node.input[0]
-    if name in index.initializers:
-        held = index.initializers[name]
-        dims, elem_type, position = tuple(held.dims), held.data_type, None
-    elif node is not None and is_op(node, "Constant"):
-        found = _constant_type(node)
-        if found is None:
-            return None
-        dims, elem_type = found
-        position = index.producers[name]
-    else:
+    """The constant that a tensor is, or None where it is computed, fed, a string or of unknown shape."""
+    if tensor not in index.constants:
         return None
-    return ConstantSource(name, position, dims, elem_type)
+    name = tensor
+    path: list[int] = []
+    while (position := index.producers.get(name)) is not None and not is_op(
+        index.nodes[position], "Constant"
+    ):
+        path.append(position)
+        name = index.nodes[position].input[0]
+    kind = _inferred_type(index, tensor) if path else held_type(index, name)
+    if kind is None:
+        return None
+    return ConstantSource(tensor, name, index.producers.get(name), *kind, tuple(reversed(path)))
 
 
-def _constant_type(node: NodeProto) -> tuple[tuple[int, ...], int] | None:
-    for item in node.attribute:
-        if item.name == "value":
-            return tuple(item.t.dims), item.t.data_type
-        if item.name in _SCALARS:
-            return (), _SCALARS[item.name]
-        if item.name in _LISTS:
-            return (len(item.floats) or len(item.ints),), _LISTS[item.name]
-    return None
+def _inferred_type(index: GraphIndex, tensor: str) -> tuple[tuple[int, ...], int] | None:
+    kind, shape = index.types.get(tensor), index.shape(tensor)
+    if kind is None or shape is None:
+        return None
+    dims = tuple(size for size in shape if isinstance(size, int))
+    return (dims, kind.tensor_type.elem_type) if len(dims) == len(shape) else None
 
 
-@dataclass(frozen=True)
-class Usage:
-    """Who reads a constant, directly or through Identity.
+def permutation(node: NodeProto, rank: int) -> tuple[int, ...]:
+    """Which axis of its input each axis of a Transpose's output is."""
+    return ints_attribute(node, "perm") or tuple(reversed(range(rank)))
 
-    ``count`` is the number of node inputs, graph outputs and bodies, ``users`` the positions of the nodes,
-    ``aliases`` the outputs of the Identity nodes.
+
+def can_hold(index: GraphIndex, source: ConstantSource, rank: int) -> bool:
+    """Whether other values, of that rank, may be written where a constant is held.
+
+    Only Identity and Transpose may lie between, and nothing else may read any of it.
     """
+    nodes = [index.nodes[position] for position in source.path]
+    transposed = any(is_op(node, "Transpose") for node in nodes)
+    return (
+        all(is_op(node, "Identity", "Transpose") for node in nodes)
+        and not (transposed and rank != len(source.dims))
+        and not is_sparse(index, source.tensor)
+        and all(_read_once(index, name) for name in (source.tensor, *(node.output[0] for node in nodes)))
+    )
 
-    count: int
-    users: tuple[int, ...]
-    aliases: tuple[str, ...]
 
-
-def usage(index: GraphIndex, source: ConstantSource) -> Usage:
-    """All that read the constant."""
-    users: list[int] = []
-    aliases: list[str] = []
-    extra = 0
-    pending = [source.tensor]
-    while pending:
-        current = pending.pop()
-        extra += (current in index.outputs) + (current in index.captured)
-        for position in index.consumers.get(current, ()):
-            node = index.nodes[position]
-            if is_op(node, "Identity"):
-                aliases.append(node.output[0])
-                pending.append(node.output[0])
-            else:
-                users.append(position)
-    return Usage(len(users) + extra, tuple(users), tuple(aliases))
+def _read_once(index: GraphIndex, tensor: str) -> bool:
+    once = len(index.consumers.get(tensor, ())) == 1
+    return once and tensor not in index.outputs and tensor not in index.captured
 
 
 def constant_value(index: GraphIndex, source: ConstantSource) -> NDArray[Any]:
-    """The constant's values."""
-    if source.node is None:
-        return numpy_helper.to_array(index.initializers[source.tensor])
-    for item in index.nodes[source.node].attribute:
-        if item.name == "value":
-            return numpy_helper.to_array(item.t)
-        if item.name == "value_float":
-            return np.array(item.f, np.float32)
-        if item.name == "value_int":
-            return np.array(item.i, np.int64)
-        if item.name == "value_floats":
-            return np.array(item.floats, np.float32)
-        if item.name == "value_ints":
-            return np.array(item.ints, np.int64)
-    raise AssertionError(f"Constant '{source.tensor}' has no value")
+    """The constant's values. Raises UnsupportedError where they can't be computed."""
+    return fold(index, source.name)
 
 
 def scalar(index: GraphIndex, tensor: str) -> float | None:
     """The value of a constant with one element, or None."""
-    source = find_constant(index, tensor)
-    if source is None or int(np.prod(source.dims)) != 1:
+    value = fold_small(index, tensor)
+    if value is None or value.size != 1 or value.dtype.kind not in "biufV":
         return None
-    return float(constant_value(index, source).reshape(()))
+    return float(value.reshape(()))
 
 
 def integers(index: GraphIndex, tensor: str) -> tuple[int, ...] | None:
     """The values of a constant list (or scalar) of integers, or None."""
-    source = find_constant(index, tensor)
-    if source is None or source.elem_type not in (TensorProto.INT64, TensorProto.INT32):
+    value = fold_small(index, tensor)
+    if value is None or value.dtype not in (np.int64, np.int32):
         return None
-    return tuple(int(value) for value in constant_value(index, source).reshape(-1))
+    return tuple(int(item) for item in value.reshape(-1))
 
 
 def axes_of(index: GraphIndex, node: NodeProto) -> tuple[int, ...] | None:
@@ -153,6 +139,40 @@ def bias_slot(index: GraphIndex, reader: Reader) -> int:
     return 1 if index.nodes[reader.add_index].input[0] == product else 0
 
 
+def holds_rows(node: NodeProto, reader: Reader) -> bool:
+    """Whether the weight of a Gemm or MatMul has the features first, (D2, D1·taps): W2 transposed."""
+    if reader.op_type == "MatMul":
+        return reader.weight_slot == 0
+    left = reader.weight_slot == 0
+    return bool(int_attribute(node, "transA" if left else "transB", 0)) != left
+
+
+def canonical_weight(node: NodeProto, reader: Reader, weight: Array) -> Array:
+    """W2 (D1/groups·taps, D2) of a reader's own weight; Gemm's alpha is left out."""
+    if isinstance(reader.geometry, ConvGeometry):
+        if reader.geometry.transposed:  # (D1, D2/groups, *kernel), and the taps the other way round
+            flipped = np.flip(weight, tuple(range(2, weight.ndim)))
+            groups, taps = reader.geometry.groups, reader.geometry.taps
+            parts = flipped.reshape(groups, len(weight) // groups, -1, taps).transpose(1, 3, 0, 2)
+            return parts.reshape(len(weight) // groups * taps, -1)
+        return weight.reshape(weight.shape[0], -1).T
+    matrix = weight.reshape(weight.shape[-2:])
+    return matrix.T if holds_rows(node, reader) else matrix
+
+
+def native_weight(node: NodeProto, reader: Reader, W2: Array, rank: int) -> Array:
+    """A reader's own weight, of that rank, from W2: what ``canonical_weight`` undoes."""
+    if isinstance(reader.geometry, ConvGeometry):
+        kernel, groups, taps = reader.geometry.kernel, reader.geometry.groups, reader.geometry.taps
+        if not reader.geometry.transposed:
+            return W2.T.reshape(W2.shape[1], -1, *kernel)
+        parts = W2.reshape(len(W2) // taps, taps, groups, -1).transpose(2, 0, 3, 1)
+        weight = parts.reshape(groups * len(W2) // taps, -1, *kernel)
+        return np.flip(weight, tuple(range(2, weight.ndim)))
+    matrix = W2.T if holds_rows(node, reader) else W2
+    return matrix.reshape((1,) * (rank - 2) + matrix.shape)
+
+
 def reader_weights(index: GraphIndex, reader: Reader) -> ReaderWeights:
     """A reader's present weights in canonical form: y = W2ᵀu + b2, W2 (D1·taps, D2) grouped by channel.
 
@@ -166,20 +186,15 @@ def reader_weights(index: GraphIndex, reader: Reader) -> ReaderWeights:
         raise UsageError(
             f"reader '{reader.node}' is not part of this model; find the sites of this model first"
         )
-    weight = _values(index, node.input[1])
+    W2 = canonical_weight(node, reader, _values(index, node.input[reader.weight_slot]))
     bias: Array | None = None
     scale_w, scale_b = 1.0, 1.0
-    if isinstance(reader.geometry, ConvGeometry):
-        W2 = weight.reshape(weight.shape[0], -1).T
-    elif reader.op_type == "Gemm":
-        W2 = weight.T if int_attribute(node, "transB", 0) else weight
+    if reader.op_type == "Gemm":
         scale_w, scale_b = float_attribute(node, "alpha", 1.0), float_attribute(node, "beta", 1.0)
-    else:
-        W2 = weight
-        if reader.add_index is not None:
-            bias = _values(index, index.nodes[reader.add_index].input[bias_slot(index, reader)])
     if reader.op_type != "MatMul" and len(node.input) > 2 and node.input[2]:
         bias = _values(index, node.input[2])
+    elif reader.add_index is not None:
+        bias = _values(index, index.nodes[reader.add_index].input[bias_slot(index, reader)])
     b2 = np.zeros(reader.features, W2.dtype) if bias is None else bias.reshape(-1) * bias.dtype.type(scale_b)
     W2 = W2 if scale_w == 1.0 else W2 * W2.dtype.type(scale_w)
     b2 = np.broadcast_to(b2, (reader.features,))

@@ -5,6 +5,10 @@ grouped by neuron, the taps of a kernel in row-major order within each, so that 
 (D2, Dn, *kernel) is ``weight.reshape(D2, -1).T``. Rows follow the output positions in row-major order, and
 ``target_rows`` lists the outputs in the same order.
 
+A ConvTranspose with weight (Dn, D2, *kernel) is the Conv with ``weight.swapaxes(0, 1)`` flipped along the
+kernel's axes, stride 1, over the tensor with stride − 1 zeros between its positions: that Conv's rows and W2
+are its own.
+
 On CUDA, torch computes float32 convolutions in TF32 unless ``torch.backends.cudnn.allow_tf32`` is False;
 set it so before ``new_layer`` where an error below 1e-3 matters.
 """
@@ -62,7 +66,7 @@ def output_channel_axis(layer: CandidateLayer | Geometry) -> int:
     """The axis of the neurons in the output: of x for a CandidateLayer, of y for a reader's geometry."""
     if isinstance(layer, CandidateLayer):
         return 1 if layer.kind == "conv" else layer.channel_axis
-    return 1 if isinstance(layer, ConvGeometry) else -1
+    return 1 if isinstance(layer, ConvGeometry) else layer.output_axis
 
 
 def channel_rows(tensor: Tensor, channel_axis: int) -> Tensor:
@@ -117,15 +121,63 @@ def resolved_pads(geometry: ConvGeometry, spatial: tuple[int, ...]) -> tuple[lis
     return begins, ends
 
 
+def transposed_pads(geometry: ConvGeometry, spatial: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    """``(begins, ends)`` of a ConvTranspose: what it cuts off its full output, of (size − 1)·stride + span
+    positions in each direction; negative where it adds zeros.
+
+    As ONNX defines them; where it is silent (SAME with a full output below size·stride) as onnxruntime does,
+    which cuts nothing off then.
+    """
+    s = len(spatial)
+    extra = geometry.output_padding or (0,) * s
+    given = geometry.auto_pad in ("", "NOTSET")
+    if not given and geometry.auto_pad not in ("VALID", "SAME_UPPER", "SAME_LOWER"):
+        raise UsageError(f"unknown auto_pad {geometry.auto_pad!r}")
+    begins, ends = [], []
+    for i, (size, k, stride, d) in enumerate(
+        zip(spatial, geometry.kernel, geometry.strides, geometry.dilations, strict=True)
+    ):
+        full = (size - 1) * stride + (k - 1) * d + 1
+        begin, end = (geometry.pads[i], geometry.pads[s + i]) if given else (0, 0)
+        if geometry.output_shape or geometry.auto_pad.startswith("SAME"):
+            wanted = geometry.output_shape[i] if geometry.output_shape else size * stride
+            total = max(0, full + extra[i] - wanted)
+            begin = total // 2 if geometry.auto_pad == "SAME_UPPER" else total - total // 2
+            end = total - begin
+        begins.append(begin)
+        ends.append(end - extra[i])
+    return begins, ends
+
+
+def _stuffed(A: Tensor, geometry: ConvGeometry) -> Tensor:
+    """The tensor whose windows at stride 1 are a ConvTranspose's rows."""
+    spatial = tuple(A.shape[2:])
+    if math.prod(spatial) == 0:
+        raise DataError(f"a ConvTranspose can't read a tensor of shape {tuple(A.shape)}")
+    spread = A
+    if any(stride != 1 for stride in geometry.strides):
+        sizes = [(size - 1) * stride + 1 for size, stride in zip(spatial, geometry.strides, strict=True)]
+        spread = A.new_zeros(*A.shape[:2], *sizes)
+        spread[(slice(None), slice(None), *(slice(None, None, stride) for stride in geometry.strides))] = A
+    around = [(k - 1) * d for k, d in zip(geometry.kernel, geometry.dilations, strict=True)]
+    begins, ends = (
+        [rim - cut for rim, cut in zip(around, cuts, strict=True)]
+        for cuts in transposed_pads(geometry, spatial)
+    )
+    return _pad(spread, begins, ends)
+
+
 def _conv_view(A: Tensor, geometry: ConvGeometry) -> tuple[Tensor, int]:
     """A view (N, *positions, C, *kernel) of the padded tensor, and the number of its row axes."""
     s = len(geometry.kernel)
     if A.ndim != s + 2:
         raise DataError(f"a Conv with kernel {geometry.kernel} can't read a tensor of shape {tuple(A.shape)}")
-    view = _pad(A, *resolved_pads(geometry, tuple(A.shape[2:])))
-    for i, (k, stride, d) in enumerate(
-        zip(geometry.kernel, geometry.strides, geometry.dilations, strict=True)
-    ):
+    strides = geometry.strides
+    if geometry.transposed:
+        view, strides = _stuffed(A, geometry), (1,) * s
+    else:
+        view = _pad(A, *resolved_pads(geometry, tuple(A.shape[2:])))
+    for i, (k, stride, d) in enumerate(zip(geometry.kernel, strides, geometry.dilations, strict=True)):
         span = (k - 1) * d + 1
         if view.shape[2 + i] < span:
             raise DataError(f"a kernel that spans {span} does not fit a tensor of shape {tuple(A.shape)}")

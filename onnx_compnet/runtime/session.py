@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -137,6 +138,25 @@ class Session:
                 f"output {name!r} has the type {self._output_types[name]}, unknown to torch"
             )
         return torch.from_numpy(np.array(array)).to(self.device.torch_device)
+
+
+def require_runnable(layer: onnx.ModelProto, dtype: str, device: Device) -> None:
+    """Raise UnsupportedError where onnxruntime can't run ``layer``, a small model of that dtype, on ``device``.
+
+    A provider has kernels for some dtypes of an operator: none for a float64 Conv on the CPU, for one.
+    """
+    try:
+        Session(layer, device)
+    except ModelError as error:
+        named = re.search(r"implementation for (\w+)\(|operator \((\w+)\)", str(error))
+        op = next(filter(None, named.groups()), "") if named else ""
+        linear = op in ("Conv", "Gemm", "MatMul")
+        raise UnsupportedError(
+            f"onnxruntime's {device.kind.upper()} provider can't run {op or 'the new layer'} in {dtype}; "
+            + ("" if linear else "take another activation, or ")
+            + "grow the model in float32 and convert the child"
+            + ("" if op else f" ({error})")
+        ) from error
 
 
 def _reason(error: BaseException) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -9,11 +11,14 @@ from onnx import ModelProto, numpy_helper, parser
 from onnx.reference import ReferenceEvaluator
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented
 
+from onnx_compnet.graph import model_io, prune
 from onnx_compnet.graph.index import GraphIndex, nodes_within
+from onnx_compnet.graph.names import resolve
 from onnx_compnet.graph.readers import LINEAR_OPS
 from onnx_compnet.graph.sites import Site, find_sites, refusals
-from onnx_compnet.graph.weights import reader_weights
-from onnx_compnet.layers import Activation, CandidateLayer, NewLayers, ReaderWeights
+from onnx_compnet.graph.splice import splice
+from onnx_compnet.graph.weights import find_constant, reader_weights
+from onnx_compnet.layers import Activation, CandidateLayer, ConvGeometry, NewLayers, ReaderWeights
 
 # h(z) − h(−z) = κ·z
 PAIRS = {
@@ -93,13 +98,17 @@ def run(model: ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
+    if any(node.op_type == "DequantizeLinear" for node in model.graph.node):
+        # fused with a MatMul it becomes a product in integers
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except NotImplemented:  # float64 Conv, for one
         names = [item.name for item in model.graph.output]
         return dict(zip(names, ReferenceEvaluator(model).run(names, feeds), strict=True))
     names = [item.name for item in session.get_outputs()]
-    return dict(zip(names, session.run(names, feeds), strict=True))
+    read = {item.name: feeds[item.name] for item in session.get_inputs()}
+    return dict(zip(names, session.run(names, read), strict=True))
 
 
 def pair_layers(model: ModelProto, site: Site, activation: str = "relu", kernel: int = 3) -> NewLayers:
@@ -162,3 +171,72 @@ def check_accounted(model: ModelProto) -> None:
     assert not read & refused
     assert all(len(item.reason) > 10 for item in refusals(model))
     assert all(bool(site.why_block) == (site.mode == "block") for site in sites)
+
+
+def check_untouched(parent: ModelProto, child: ModelProto, site: Site) -> None:
+    """Everything but the edited nodes' edges, Constants, weights and declared shapes is as it was, in order.
+
+    Constants that nothing reads any more are gone.
+    """
+    index = GraphIndex.of(parent)
+    left = {item.name for item in child.graph.initializer} | {n for p in child.graph.node for n in p.output}
+    left |= {item.values.name for item in child.graph.sparse_initializer}
+    gone = index.constants - left
+    assert not any(name in gone for node in child.graph.node for name in node.input)
+    assert not gone & index.outputs
+    edited: set[int] = set()
+    held: set[str] = set()
+    if site.mode == "block":
+        made_at = index.producers.get(site.tensor)
+        edited.update(index.consumers.get(site.tensor, ()) if made_at is None else [made_at])
+    for reader in site.linear if site.mode == "replace" else ():
+        own = {p for p in (*reader.between, reader.index, reader.add_index) if p is not None}
+        edited |= own
+        held.update(name for position in own for name in index.nodes[position].input if name)
+    sources = [source for name in held if (source := find_constant(index, name)) is not None]
+    held |= {source.tensor for source in sources}
+    constants = {source.node for source in sources}
+    old_names = {node.name for node in parent.graph.node}
+    nodes = [n for n in child.graph.node if not n.name.startswith("compnet/") or n.name in old_names]
+    stayed = [i for i, node in enumerate(parent.graph.node) if not gone.issuperset(filter(None, node.output))]
+    for position, now in zip(stayed, nodes, strict=True):
+        was = parent.graph.node[position]
+        if position in edited:
+            assert (was.op_type, was.name, was.doc_string) == (now.op_type, now.name, now.doc_string)
+        elif position not in constants:
+            assert was == now
+    old = [item for item in parent.graph.initializer if item.name not in gone]
+    for was, now in zip(old, child.graph.initializer, strict=False):
+        assert was.name == now.name
+        assert was == now or was.name in held
+    declared = [item.name for item in parent.graph.value_info if item.name not in gone]
+    assert declared == [item.name for item in child.graph.value_info]
+    assert (parent.graph.output, parent.metadata_props) == (child.graph.output, child.metadata_props)
+
+
+def agree(before: dict[str, np.ndarray], after: dict[str, np.ndarray], tolerance: float = 2e-5) -> None:
+    for name, expected in before.items():
+        assert after[name].shape == expected.shape
+        np.testing.assert_allclose(after[name], expected, atol=tolerance * max(1.0, np.abs(expected).max()))
+
+
+def check_site(model: ModelProto, feeds: dict[str, np.ndarray], site: Site, activation: str) -> ModelProto:
+    """An exact layer changes nothing, a moved bias moves each feature by as much; the child is handed back."""
+    assert resolve(model, site.name) == site
+    layers = pair_layers(model, site, activation)
+    child = splice(model, site, layers, site.name).model
+    model_io.check(child, model)
+    check_accounted(child)
+    check_untouched(model, child, site)
+    agree(run(model, feeds), run(child, feeds))
+    steps = [np.linspace(1, 4, reader.features, dtype=np.float32) for reader in site.linear]
+    moved = tuple(replace(r, b2=r.b2 + step) for r, step in zip(layers.readers, steps, strict=True))
+    other = splice(model, site, replace(layers, readers=moved), site.name)
+    old, new = zip(*other.targets, strict=True)
+    before = feeds if set(old) <= set(feeds) else run(prune.prefix(model, old), feeds)
+    after = run(prune.prefix(other.model, new), feeds)
+    for reader, step, was, now in zip(site.linear, steps, old, new, strict=True):
+        geometry = reader.geometry
+        behind = len(geometry.kernel) if isinstance(geometry, ConvGeometry) else int(reader.weight_slot == 0)
+        agree({"y": before[was] + step.reshape(-1, *[1] * behind)}, {"y": after[now]})
+    return child

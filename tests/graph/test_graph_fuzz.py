@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
-from graph_tools import PAIRS, check_accounted, pair_layers, run
+from graph_tools import PAIRS, agree, check_accounted, check_site, pair_layers, run
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
-from onnx_compnet.graph import model_io, prune
-from onnx_compnet.graph.index import GraphIndex
-from onnx_compnet.graph.names import resolve
-from onnx_compnet.graph.sites import Site, find_sites
+from onnx_compnet.graph.sites import find_sites
 from onnx_compnet.graph.splice import splice
-from onnx_compnet.graph.weights import find_constant
-from onnx_compnet.layers import ConvGeometry
 
 OPSETS, MODELS, BLOCK = (7, 9, 11, 13, 15, 18, 21, 23), 160, 40
 
@@ -219,67 +213,6 @@ class Generator:
         if self.chance(0.4):
             model = onnx.shape_inference.infer_shapes(model)
         return model, {"x": self.random.standard_normal(shape).astype(np.float32)}
-
-
-# ---------------------------------------------------------------- what must hold
-
-
-def check_untouched(parent: ModelProto, child: ModelProto, site: Site) -> None:
-    """Everything but the edited nodes' edges, Constants, weights and declared shapes is as it was, in order."""
-    index = GraphIndex.of(parent)
-    edited: set[int] = set()
-    held: set[str] = set()
-    if site.mode == "block":
-        made_at = index.producers.get(site.tensor)
-        edited.update(index.consumers.get(site.tensor, ()) if made_at is None else [made_at])
-    for reader in site.linear if site.mode == "replace" else ():
-        own = {p for p in (*reader.between, reader.index, reader.add_index) if p is not None}
-        edited |= own
-        held.update(name for position in own for name in index.nodes[position].input[1:] if name)
-        if reader.add_index is not None:
-            held.update(index.nodes[reader.add_index].input)
-    sources = [source for name in held if (source := find_constant(index, name)) is not None]
-    held |= {source.tensor for source in sources}
-    constants = {source.node for source in sources}
-    old_names = {node.name for node in parent.graph.node}
-    nodes = [n for n in child.graph.node if not n.name.startswith("compnet/") or n.name in old_names]
-    for position, (was, now) in enumerate(zip(parent.graph.node, nodes, strict=True)):
-        if position in edited:
-            assert (was.op_type, was.name, was.doc_string) == (now.op_type, now.name, now.doc_string)
-        elif position not in constants:
-            assert was == now
-    for was, now in zip(parent.graph.initializer, child.graph.initializer, strict=False):
-        assert was.name == now.name
-        assert was == now or was.name in held
-    assert [item.name for item in parent.graph.value_info] == [item.name for item in child.graph.value_info]
-    assert (parent.graph.output, parent.metadata_props) == (child.graph.output, child.metadata_props)
-
-
-def agree(before: dict[str, np.ndarray], after: dict[str, np.ndarray], tolerance: float = 2e-5) -> None:
-    for name, expected in before.items():
-        assert after[name].shape == expected.shape
-        np.testing.assert_allclose(after[name], expected, atol=tolerance * max(1.0, np.abs(expected).max()))
-
-
-def check_site(model: ModelProto, feeds: dict[str, np.ndarray], site: Site, activation: str) -> ModelProto:
-    """An exact layer changes nothing, a moved bias moves each feature by as much; the child is handed back."""
-    assert resolve(model, site.name) == site
-    layers = pair_layers(model, site, activation)
-    child = splice(model, site, layers, site.name).model
-    model_io.check(child, model)
-    check_accounted(child)
-    check_untouched(model, child, site)
-    agree(run(model, feeds), run(child, feeds))
-    steps = [np.linspace(1, 4, reader.features, dtype=np.float32) for reader in site.linear]
-    moved = tuple(replace(r, b2=r.b2 + step) for r, step in zip(layers.readers, steps, strict=True))
-    other = splice(model, site, replace(layers, readers=moved), site.name)
-    old, new = zip(*other.targets, strict=True)
-    before = feeds if set(old) <= set(feeds) else run(prune.prefix(model, old), feeds)
-    after = run(prune.prefix(other.model, new), feeds)
-    for reader, step, was, now in zip(site.linear, steps, old, new, strict=True):
-        spatial = len(reader.geometry.kernel) if isinstance(reader.geometry, ConvGeometry) else 0
-        agree({"y": before[was] + step.reshape(-1, *[1] * spatial)}, {"y": after[now]})
-    return child
 
 
 @pytest.mark.parametrize("first", range(0, MODELS, BLOCK))

@@ -24,9 +24,17 @@ def integers(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.integers(-4, 5, shape).astype(np.float32)
 
 
-def run(op: str, x: np.ndarray, weight: np.ndarray, flatten: bool = False, **attributes: Any) -> np.ndarray:
+def run(
+    op: str,
+    x: np.ndarray,
+    weight: np.ndarray,
+    flatten: bool = False,
+    left: bool = False,
+    **attributes: Any,
+) -> np.ndarray:
     nodes = [helper.make_node("Flatten", ["x"], ["f"], axis=1)] if flatten else []
-    nodes.append(helper.make_node(op, ["f" if flatten else "x", "w"], ["y"], **attributes))
+    data = "f" if flatten else "x"
+    nodes.append(helper.make_node(op, ["w", data] if left else [data, "w"], ["y"], **attributes))
     graph = helper.make_graph(
         nodes,
         "g",
@@ -90,6 +98,60 @@ def test_conv(
     check(A, geometry, weight.reshape(D2, -1).T.copy(), y, max_rows)
 
 
+@st.composite
+def transposed_convolutions(draw: st.DrawFn) -> tuple[ConvGeometry, tuple[int, ...]]:
+    rank = draw(st.integers(1, 3))
+
+    def sizes(low: int, high: int, count: int = rank) -> tuple[int, ...]:
+        return tuple(draw(st.lists(st.integers(low, high), min_size=count, max_size=count)))
+
+    auto_pad = draw(st.sampled_from(["NOTSET", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"]))
+    kernel, strides, dilations = sizes(1, 4), sizes(1, 3), sizes(1, 2)
+    pads = sizes(0, 3, 2 * rank) if auto_pad == "NOTSET" else (0,) * (2 * rank)
+    extra = draw(st.sampled_from([(), tuple(draw(st.integers(0, stride - 1)) for stride in strides)]))
+    spatial = sizes(1, 6 if rank < 3 else 4)
+    extras = extra or (0,) * rank
+    full = [
+        (n - 1) * s + (k - 1) * d + 1 for n, s, k, d in zip(spatial, strides, kernel, dilations, strict=True)
+    ]
+    shape: tuple[int, ...] = ()
+    if auto_pad != "VALID" and draw(st.booleans()):
+        largest = [size + more for size, more in zip(full, extras, strict=True)]
+        shape = tuple(draw(st.integers(max(1, size - 3), size)) for size in largest)
+        pads = (0,) * (2 * rank)
+    for i in range(rank):
+        assume(shape or full[i] + extras[i] - pads[i] - pads[rank + i] >= 1)
+    return ConvGeometry(kernel, strides, dilations, pads, auto_pad, True, extra, shape), spatial
+
+
+@FAST
+@given(
+    transposed_convolutions(),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 40),
+    st.integers(0, 99),
+)
+def test_conv_transpose(
+    case: tuple[ConvGeometry, tuple[int, ...]], N: int, C: int, D2: int, max_rows: int, seed: int
+) -> None:
+    geometry, spatial = case
+    rng = np.random.default_rng(seed)
+    A, weight = integers(rng, N, C, *spatial), integers(rng, C, D2, *geometry.kernel)
+    attributes: dict[str, Any] = {"strides": geometry.strides, "dilations": geometry.dilations}
+    if geometry.auto_pad != "NOTSET":
+        attributes["auto_pad"] = geometry.auto_pad
+    elif not geometry.output_shape:
+        attributes["pads"] = geometry.pads
+    for key in ("output_padding", "output_shape"):
+        if getattr(geometry, key):
+            attributes[key] = getattr(geometry, key)
+    y = run("ConvTranspose", A, weight, kernel_shape=geometry.kernel, **attributes)
+    as_conv = np.flip(weight.swapaxes(0, 1), range(2, weight.ndim))
+    check(A, geometry, as_conv.reshape(D2, -1).T.copy(), y, max_rows)
+
+
 @FAST
 @given(
     st.lists(st.integers(1, 4), min_size=1, max_size=4),
@@ -111,6 +173,25 @@ def test_gemm(transA: int, transB: int) -> None:
     A, W2 = integers(rng, *((5, 7) if transA else (7, 5))), integers(rng, 5, 3)
     y = run("Gemm", A, W2.T.copy() if transB else W2, transA=transA, transB=transB)
     check(A, DenseGeometry(channel_axis=0 if transA else -1), W2, y, 3)
+
+
+@pytest.mark.parametrize("transA", [0, 1])
+@pytest.mark.parametrize("transB", [0, 1])
+def test_gemm_with_the_weight_on_the_left(transA: int, transB: int) -> None:
+    rng = np.random.default_rng(0)
+    A, W2 = integers(rng, *((7, 5) if transB else (5, 7))), integers(rng, 5, 3)
+    y = run("Gemm", A, W2 if transA else W2.T.copy(), left=True, transA=transA, transB=transB)
+    check(A, DenseGeometry(channel_axis=-1 if transB else 0, output_axis=0), W2, y, 3)
+
+
+@pytest.mark.parametrize("lead", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("shape", [(5, 4), (2, 5, 4), (3, 2, 5, 4)])
+def test_matmul_with_the_weight_on_the_left(shape: tuple[int, ...], lead: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    A, W2 = integers(rng, *shape), integers(rng, 5, 3)
+    geometry = DenseGeometry(channel_axis=-2, output_axis=-2)
+    check(A, geometry, W2, run("MatMul", A, W2.T.reshape(*lead, 3, 5), left=True), 3)
+    assert output_channel_axis(geometry) == -2
 
 
 @pytest.mark.parametrize("spatial", [(), (3,), (2, 3), (2, 1, 3)])
