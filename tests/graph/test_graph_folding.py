@@ -12,7 +12,7 @@ from reader_zoo import COMPUTED, TRANSPOSED
 from onnx_compnet.errors import UnsupportedError
 from onnx_compnet.graph import folding
 from onnx_compnet.graph.index import GraphIndex
-from onnx_compnet.graph.sites import find_sites, refusals
+from onnx_compnet.graph.sites import find_sites
 from onnx_compnet.graph.splice import splice
 from onnx_compnet.graph.weights import constant_value, find_constant, integers, scalar
 
