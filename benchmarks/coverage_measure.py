@@ -73,6 +73,14 @@ def compare(
     return sites, outputs, finite and bool(np.isfinite(sites).all())
 
 
+def with_axes(
+    parent: ModelProto, site: Any, targets: Iterable[tuple[str, str]]
+) -> list[tuple[str, str, int]]:
+    """The targets of a growth at ``site`` with their channel axes."""
+    block = site.mode == "block"
+    return [(a, b, site.channel_axis if block else feature_axis(parent.graph, a)) for a, b in targets]
+
+
 def relative_error(old: Sequence[Array], new: Sequence[Array], axis: int | None) -> float:
     """‖new − old‖ / ‖old − mean(old)‖ over all arrays; a mean each along ``axis``, one where that is None."""
     a, b = (np.concatenate([_rows(x, axis) for x in arrays]) for arrays in (old, new))
@@ -133,6 +141,26 @@ def linear_nodes(graph: GraphProto) -> list[NodeProto]:
 def linear_inside(graph: GraphProto) -> int:
     """How many linear nodes lie in bodies of If, Loop or Scan."""
     return sum(len(linear_nodes(body)) + linear_inside(body) for body in _bodies(graph))
+
+
+def feature_axis(graph: GraphProto, tensor: str) -> int:
+    """The axis on which a linear layer's output (also behind the Add of a bias) has its features."""
+    made = {name: node for node in graph.node for name in node.output}
+    node = made[tensor]
+    if node.op_type == "Add":
+        node = next(made[name] for name in node.input if name in made and made[name].op_type == "MatMul")
+    if node.op_type in ("Conv", "ConvTranspose"):
+        return 1
+    return -2 if node.input[0] in _constants(graph) else -1
+
+
+def _constants(graph: GraphProto) -> set[str]:
+    """What is made of constants alone."""
+    found = {tensor.name for tensor in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+    for node in graph.node:
+        if found.issuperset(name for name in node.input if name) and not any(_bodies_of(node)):
+            found |= {name for name in node.output if name}
+    return found
 
 
 def _bodies(graph: GraphProto) -> Iterator[GraphProto]:
@@ -196,23 +224,20 @@ def _between(graph: GraphProto, tensor: str, targets: set[str]) -> set[int]:
 
 def _own_constants(graph: GraphProto, edited: set[int]) -> set[str]:
     """What is made of constants alone and read by the edited nodes alone, through others like it."""
-    constant = {tensor.name for tensor in graph.initializer}
-    constant |= {tensor.values.name for tensor in graph.sparse_initializer}
+    constant = _constants(graph)
     read_by: dict[str, set[int]] = {item.name: {-1} for item in graph.output}
     for position, node in enumerate(graph.node):
-        inner = {name for body in _bodies_of(node) for name in _names_in(body)}
-        for name in inner:
-            read_by.setdefault(name, set()).add(-1)
+        for body in _bodies_of(node):
+            for name in _names_in(body):
+                read_by.setdefault(name, set()).add(-1)
         for name in node.input:
             read_by.setdefault(name, set()).add(position)
-        if not inner and constant >= {name for name in node.input if name}:
-            constant |= set(node.output)
     private = set(edited)
     for position in reversed(range(len(graph.node))):
         outputs = {name for name in graph.node[position].output if name}
         if constant >= outputs and all(read_by.get(name, {-1}) <= private for name in outputs):
             private.add(position)
-    return {name for name in constant if name and read_by.get(name, {-1}) <= private}
+    return {name for name in constant if read_by.get(name, {-1}) <= private}
 
 
 def _names_in(graph: GraphProto) -> Iterator[str]:

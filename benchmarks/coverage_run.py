@@ -201,8 +201,7 @@ def _grown(case: Case, model: ModelProto, site: Any, again: bool) -> Record:
     growth = oc.grow(model, after=site.name, **options)
     seconds = time.perf_counter() - start
     child, parent = growth.model, model
-    axes = [site.channel_axis if site.mode == "block" else _axis(parent, name) for name, _ in growth.targets]
-    targets = [(old, new, axis) for (old, new), axis in zip(growth.targets, axes, strict=True)]
+    targets = measure.with_axes(parent, site, growth.targets)
     errors, outputs, finite = measure.compare(parent, child, plan.held_out, targets)
     wrong = _violations(parent, child, site, growth, errors, finite)
     record = {
@@ -276,12 +275,6 @@ def _plan(case: Case, model: ModelProto, site: Any) -> Plan:
     ]
     fit = feed(samples, False)
     return Plan(candidates, fit, feed(held, True), rows * batch * len(fit), candidates * taps)
-
-
-def _axis(model: ModelProto, tensor: str) -> int:
-    """The channel axis of a linear layer's output."""
-    made = next((node.op_type for node in model.graph.node if tensor in node.output), "")
-    return 1 if made in ("Conv", "ConvTranspose") else -1
 
 
 @contextmanager
