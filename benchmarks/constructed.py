@@ -127,6 +127,84 @@ TEXTS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
         "{ c2 = Identity(c) m = MatMul(h, w1) h2 = Relu(m) }> y = MatMul(s, w2) }",
         {"w1": (8, 8), "w2": (8, 8)},
     ),
+    "conv_transpose_groups": _image(
+        f"{CONV1} c2 = ConvTranspose<strides=[2,2], group=2, pads=[1,0,1,0], output_padding=[1,0]>(r1, w2, b2) "
+        "r2 = Relu(c2) c3 = ConvTranspose<dilations=[2,2]>(r2, w3) f = Relu(c3)",
+        w1=(6, 3, 3, 3), w2=(6, 4, 3, 2), b2=(8,), w3=(8, 8, 2, 2),
+    ),
+    "weight_behind_cast": _image(
+        f"wf = Cast<to=1>(wh16) {CONV1} c2 = Conv(r1, wf) f = Relu(c2)", w1=(6, 3, 3, 3)
+    ),
+    "weight_behind_reshape": (
+        "net (float[N, 16] x) => (float[N, 4] y) { wr = Reshape(w1, s1) a = Gemm(x, wr) r = Relu(a) "
+        "wt = Transpose<perm=[1,0]>(w2) b = MatMul(r, wt) s = Relu(b) wu = Unsqueeze(w3, axes) "
+        "wq = Squeeze(wu, axes) y = Gemm(s, wq) }",
+        {"w1": (8, 24), "w2": (12, 12), "w3": (12, 4)},
+    ),
+    "weight_behind_dequantize": (
+        "net (float[N, 16] x) => (float[N, 4] y) { a = Gemm(x, w1) r = Relu(a) "
+        "wd = DequantizeLinear<axis=1>(wq, ws, wz) b = MatMul(r, wd) s = Relu(b) y = Gemm(s, w3) }",
+        {"w1": (16, 12), "ws": (12,), "w3": (12, 4)},
+    ),
+    "matmul_of_rank_3_weight": _tokens(
+        "a = MatMul(x, w1) h = Relu(a) c = MatMul(h, w2) y = Add(c, b2)",
+        w1=(1, 16, 24), w2=(1, 24, 16), b2=(16,),
+    ),
+    "gemm_constant_on_the_left": (
+        "net (float[16, N] x) => (float[4, N] y) { a = Gemm(w1, x) r = Relu(a) y = Gemm<transA=1>(w2, r) }",
+        {"w1": (12, 16), "w2": (12, 4)},
+    ),
+    "embedding_and_features": (
+        "net (int64[N, 6] token, float[N, 8] x) => (float[N, 4] y) { e = Gather(table, token) "
+        "m = ReduceMean<keepdims=0>(e, axes) k = Concat<axis=1>(m, x) a = Gemm(k, w1) r = Relu(a) y = Gemm(r, w2) }",
+        {"table": (2, 10), "w1": (18, 12), "w2": (12, 4)},
+    ),
+    "rank_found_by_inference": (
+        "net (float[N, 3, 8, 8] x) => (float[M, 5] y) { c = Conv(x, w1) r = Relu(c) size = Shape(r) "
+        "n = Gather(size, zero64) nn = Unsqueeze(n, axis0) to = Concat<axis=0>(nn, last) flat = Reshape(r, to) "
+        "t = Tanh(flat) y = MatMul(t, w2) }",
+        {"w1": (4, 3, 3, 3), "w2": (144, 5)},
+    ),
+    "symbolic_sizes": (
+        "net (float[batch, 3, height, width] x) => (float[batch, 5, height, width] y) { "
+        "c1 = Conv<pads=[1,1,1,1]>(x, w1) r1 = Relu(c1) c2 = Conv<auto_pad=\"SAME_UPPER\">(r1, w2) r2 = Relu(c2) "
+        "y = Conv(r2, w3) }",
+        {"w1": (6, 3, 3, 3), "w2": (6, 6, 3, 3), "w3": (5, 6, 1, 1)},
+    ),
+    "fixed_batch_1": (
+        "net (float[1, 3, 8, 8] x) => (float[1, 5] y) { c = Conv(x, w1) r = Relu(c) f = Reshape(r, flat) "
+        "a = Gemm(f, w2) s = Relu(a) y = Gemm(s, w3) }",
+        {"w1": (4, 3, 3, 3), "w2": (144, 8), "w3": (8, 5)},
+    ),
+    "scan_body": (
+        "net (float[N, 5, 8] x, float[N, 8] start) => (float[N, 8] y, float[N, 5, 8] steps) { "
+        "last, steps = Scan<num_scan_inputs=1, scan_input_axes=[1], scan_output_axes=[1], "
+        "body = step (float[N, 8] h, float[N, 8] u) => (float[N, 8] h2, float[N, 8] h3) "
+        "{ m = MatMul(h, w1) s = Add(m, u) h2 = Tanh(s) h3 = Identity(h2) }>(start, x) y = MatMul(last, w2) }",
+        {"w1": (8, 8), "w2": (8, 8)},
+    ),
+    "outer_names_in_if": (
+        "net (float[N, 16] x) => (float[N, 4] y) { a = Gemm(x, w1) r = Relu(a) total = ReduceSum<keepdims=0>(x) "
+        "z = Constant<value_float=0.0>() cond = Greater(total, z) b = Gemm(r, w2) s = Relu(b) "
+        "f = If (cond) <then_branch = yes () => (float[N, 12] u) { u = Add(s, a) }, "
+        "else_branch = no () => (float[N, 12] v) { v = MatMul(s, w2) }> y = Gemm(f, w3) }",
+        {"w1": (16, 12), "w2": (12, 12), "w3": (12, 4)},
+    ),
+    "scaled_features": (
+        "net (float[N, 16] x) => (float[N, 4] y) { s = ai.onnx.ml.Scaler<offset=[0.5], scale=[2.0]>(x) "
+        "n = ai.onnx.ml.Normalizer<norm=\"L2\">(s) a = Gemm(n, w1) r = Relu(a) y = Gemm(r, w2) }",
+        {"w1": (16, 12), "w2": (12, 4)},
+    ),
+    "tanh_residual": _image(
+        f"{CONV1} c2 = Conv<pads=[1,1,1,1]>(r1, w2) t = Tanh(c2) s = Add(t, r1) u = Tanh(s) c3 = Conv(u, w3) "
+        "f = Add(c3, u)",
+        w1=(8, 3, 3, 3), w2=(8, 8, 3, 3), w3=(8, 8, 1, 1),
+    ),
+    "sigmoid_residual": _tokens(
+        "a = MatMul(x, w1) s = Sigmoid(a) b = MatMul(s, w2) h = Add(b, s) g = Sigmoid(h) c = MatMul(g, w3) "
+        "y = Add(c, x)",
+        w1=(16, 12), w2=(12, 12), w3=(12, 16),
+    ),
 }  # fmt: skip
 
 CONSTANTS: dict[str, dict[str, np.ndarray]] = {
@@ -138,6 +216,17 @@ CONSTANTS: dict[str, dict[str, np.ndarray]] = {
         "wz": np.array(0, np.int8),
         "wq": np.random.default_rng(3).integers(-40, 40, (12, 12), dtype=np.int8),
     },
+    "weight_behind_cast": {
+        "wh16": (np.random.default_rng(4).standard_normal((8, 6, 3, 3)) / 6).astype(np.float16)
+    },
+    "weight_behind_reshape": {"s1": np.array([16, -1]), "axes": np.array([0])},
+    "weight_behind_dequantize": {
+        "wz": np.zeros(12, np.int8),
+        "wq": np.random.default_rng(5).integers(-4, 4, (12, 12), dtype=np.int8),
+    },
+    "embedding_and_features": {"axes": np.array([1])},
+    "rank_found_by_inference": {"zero64": np.array(0), "axis0": np.array([0]), "last": np.array([-1])},
+    "fixed_batch_1": {"flat": np.array([1, 144])},
 }
 
 
@@ -145,7 +234,8 @@ def build(
     name: str, text: str, weights: dict[str, tuple[int, ...]], opset: int = 20, ir: int = 10
 ) -> ModelProto:
     """The model, its weights drawn (seeded) so that signals keep their size."""
-    head = f'<ir_version: {ir}, opset_import: ["": {opset}, "com.microsoft": 1, "local": 1]>\n'
+    learn = ', "ai.onnx.ml": 3' if "ai.onnx.ml." in text else ""
+    head = f'<ir_version: {ir}, opset_import: ["": {opset}, "com.microsoft": 1, "local": 1{learn}]>\n'
     model = parser.parse_model(head + text)
     rng = np.random.default_rng(0)
     tensors = {key: _draw(shape, rng) for key, shape in weights.items()} | CONSTANTS.get(name, {})
@@ -221,7 +311,9 @@ _OLD = _image(
     w1=(6, 3, 3, 3), w2=(8, 6, 3, 3),
 )  # fmt: skip
 
+EXTERNAL = "external_data"  # its weights lie in a file beside it
 VARIANTS: dict[str, Callable[[], ModelProto]] = {
+    EXTERNAL: lambda: build(EXTERNAL, *MLP),
     "unnamed_nodes": lambda: _named(build("unnamed_nodes", *MLP)),
     "duplicate_names": lambda: _named(build("duplicate_names", *MLP), "layer"),
     "float16": lambda: _typed(build("float16", *MLP), TensorProto.FLOAT16),

@@ -32,6 +32,7 @@ FAMILIES = {  # input size: the smallest that the network takes, to save time
     "regnet_y_400mf": 64,
     "googlenet": 64,
 }
+FREE = 8  # the size that a symbolic axis is given, the samples' axis apart
 EXPORTERS = ("torchscript", "dynamo")
 
 
@@ -263,7 +264,9 @@ def _declared(path: Path) -> dict[str, Input]:
             kind = item.type.tensor_type
             dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
             shape = tuple(dim.dim_value for dim in kind.shape.dim)
-            found[item.name] = Input(dtype, shape, shape.index(0) if 0 in shape else 0)
+            axis = shape.index(0) if 0 in shape else 0
+            sizes = tuple(size or (0 if at == axis else FREE) for at, size in enumerate(shape))
+            found[item.name] = Input(dtype, sizes, axis)
     return found
 
 
@@ -327,10 +330,16 @@ def _series_cnn() -> Path:
 
 def _constructed(name: str) -> Case:
     path = lru_cache(lambda: _written(name, constructed.model(name)))
-    return Case(name, "constructed", path, lambda: _declared(path()), note="random weights")
+    return Case(name, "constructed", path, lambda: _declared(path()), fixed=name == "fixed_batch_1",
+                note="random weights")  # fmt: skip
 
 
 def _written(name: str, model: onnx.ModelProto) -> Path:
     kept = corpus.cache_folder() / "constructed" / f"{name}.onnx"
+    if name == constructed.EXTERNAL:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.with_name(f"{name}.data").unlink(missing_ok=True)  # onnx would append to it
+        onnx.save_model(model, kept, save_as_external_data=True, location=f"{name}.data", size_threshold=0)
+        return kept
     corpus.write_atomically(kept, model.SerializeToString())
     return kept

@@ -73,6 +73,14 @@ def compare(
     return sites, outputs, finite and bool(np.isfinite(sites).all())
 
 
+def with_axes(
+    parent: ModelProto, site: Any, targets: Iterable[tuple[str, str]]
+) -> list[tuple[str, str, int]]:
+    """The targets of a growth at ``site`` with their channel axes."""
+    block = site.mode == "block"
+    return [(a, b, site.channel_axis if block else feature_axis(parent.graph, a)) for a, b in targets]
+
+
 def relative_error(old: Sequence[Array], new: Sequence[Array], axis: int | None) -> float:
     """‖new − old‖ / ‖old − mean(old)‖ over all arrays; a mean each along ``axis``, one where that is None."""
     a, b = (np.concatenate([_rows(x, axis) for x in arrays]) for arrays in (old, new))
@@ -135,10 +143,34 @@ def linear_inside(graph: GraphProto) -> int:
     return sum(len(linear_nodes(body)) + linear_inside(body) for body in _bodies(graph))
 
 
+def feature_axis(graph: GraphProto, tensor: str) -> int:
+    """The axis on which a linear layer's output (also behind the Add of a bias) has its features."""
+    made = {name: node for node in graph.node for name in node.output}
+    node = made[tensor]
+    if node.op_type == "Add":
+        node = next(made[name] for name in node.input if name in made and made[name].op_type == "MatMul")
+    if node.op_type in ("Conv", "ConvTranspose"):
+        return 1
+    return -2 if node.input[0] in _constants(graph) else -1
+
+
+def _constants(graph: GraphProto) -> set[str]:
+    """What is made of constants alone."""
+    found = {tensor.name for tensor in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+    for node in graph.node:
+        if found.issuperset(name for name in node.input if name) and not any(_bodies_of(node)):
+            found |= {name for name in node.output if name}
+    return found
+
+
 def _bodies(graph: GraphProto) -> Iterator[GraphProto]:
     for node in graph.node:
-        for item in node.attribute:
-            yield from (item.g, *item.graphs) if item.HasField("g") else item.graphs
+        yield from _bodies_of(node)
+
+
+def _bodies_of(node: NodeProto) -> Iterator[GraphProto]:
+    for item in node.attribute:
+        yield from (item.g, *item.graphs) if item.HasField("g") else item.graphs
 
 
 # ---------------------------------------------------------------- nothing else has changed
@@ -147,48 +179,73 @@ def _bodies(graph: GraphProto) -> Iterator[GraphProto]:
 def differences(parent: ModelProto, child: ModelProto, tensor: str, targets: Iterable[str]) -> list[str]:
     """What differs between the protobufs outside the edit of a site.
 
-    The edit may touch the nodes that read ``tensor``, those on the way from it to ``targets``, the one that
-    makes it, their weights and shapes, and add whatever is called compnet/….
+    A replaced site may change the edges of the nodes from ``tensor`` to ``targets`` and the shapes on the way; the
+    constants that only these read may change or go. A block, whose target is ``tensor`` itself, may only
+    give another name to the tensor where it arises (where it is read, if it is an input of the graph). Both
+    may add whatever is called compnet/….
     """
-    touched = _region(parent.graph, tensor, set(targets))
+    goals = set(targets)
+    block = goals == {tensor}
+    touched = _around(parent.graph, tensor) if block else _between(parent.graph, tensor, goals)
     edited = [parent.graph.node[position] for position in sorted(touched)]
-    weights = _behind_aliases(parent.graph, {name for node in edited for name in node.input} - {tensor})
+    own = set() if block else _own_constants(parent.graph, touched)
     results = {name for node in edited for name in node.output} | {tensor}
-    found = [*_header(parent, child), *_nodes(parent.graph, child.graph, touched, weights)]
+    found = [*_header(parent, child), *_nodes(parent.graph, child.graph, touched, own)]
     for what, loose in (
-        ("initializer", weights), ("sparse_initializer", weights), ("input", weights),
-        ("value_info", weights | results), ("output", set()),
+        ("initializer", own), ("sparse_initializer", own), ("input", own), ("value_info", own | results),
+        ("output", set()),
     ):  # fmt: skip
         found += _named(getattr(parent.graph, what), getattr(child.graph, what), what, loose)
     return found
 
 
-def _behind_aliases(graph: GraphProto, names: set[str]) -> set[str]:
-    """The names, and what reaches them through nodes that only pass a weight on."""
-    found = set(names)
-    for node in reversed(graph.node):
-        if node.op_type in ("Identity", "Transpose", "Reshape", "Cast") and found & set(node.output):
-            found |= set(node.input)
+def _around(graph: GraphProto, tensor: str) -> set[int]:
+    """Positions of the node that makes the tensor; of those that read it, if none does."""
+    made = {position for position, node in enumerate(graph.node) if tensor in node.output}
+    return made or {position for position, node in enumerate(graph.node) if tensor in node.input}
+
+
+def _between(graph: GraphProto, tensor: str, targets: set[str]) -> set[int]:
+    """Positions of the nodes on a way from the tensor to the targets."""
+    behind = {tensor}
+    reached: list[int] = []
+    for position, node in enumerate(graph.node):
+        if behind & set(node.input):
+            behind |= {name for name in node.output if name}
+            reached.append(position)
+    needed, found = set(targets), set()
+    for position in reversed(reached):
+        node = graph.node[position]
+        if needed & set(node.output):
+            found.add(position)
+            needed |= set(node.input) & behind
     return found
 
 
-def _region(graph: GraphProto, tensor: str, targets: set[str]) -> set[int]:
-    """Positions of the readers, of what leads from them to the targets, and of the producer."""
-    first, behind = set(), {tensor}
-    between: list[int] = []
+def _own_constants(graph: GraphProto, edited: set[int]) -> set[str]:
+    """What is made of constants alone and read by the edited nodes alone, through others like it."""
+    constant = _constants(graph)
+    read_by: dict[str, set[int]] = {item.name: {-1} for item in graph.output}
     for position, node in enumerate(graph.node):
-        if tensor in node.input or tensor in node.output:
-            first.add(position)
-        if behind & set(node.input):
-            behind |= {name for name in node.output if name}
-            between.append(position)
-    needed = set(targets)
-    for position in reversed(between):
-        node = graph.node[position]
-        if needed & set(node.output):
-            first.add(position)
-            needed |= set(node.input) & behind
-    return first
+        for body in _bodies_of(node):
+            for name in _names_in(body):
+                read_by.setdefault(name, set()).add(-1)
+        for name in node.input:
+            read_by.setdefault(name, set()).add(position)
+    private = set(edited)
+    for position in reversed(range(len(graph.node))):
+        outputs = {name for name in graph.node[position].output if name}
+        if constant >= outputs and all(read_by.get(name, {-1}) <= private for name in outputs):
+            private.add(position)
+    return {name for name in constant if read_by.get(name, {-1}) <= private}
+
+
+def _names_in(graph: GraphProto) -> Iterator[str]:
+    for node in graph.node:
+        yield from node.input
+    yield from (item.name for item in graph.output)
+    for body in _bodies(graph):
+        yield from _names_in(body)
 
 
 def _header(parent: ModelProto, child: ModelProto) -> list[str]:
@@ -213,19 +270,38 @@ def _header(parent: ModelProto, child: ModelProto) -> list[str]:
     return found
 
 
-def _nodes(parent: GraphProto, child: GraphProto, touched: set[int], weights: set[str]) -> list[str]:
-    """The parent's nodes in their order, byte for byte but for the touched ones; all others are new."""
-    kept = [node for node in child.node if not node.name.startswith(NEW)]
-    if len(kept) != len(parent.node):
-        return [f"{len(parent.node)} nodes became {len(kept)} beside the new ones"]
+def _nodes(parent: GraphProto, child: GraphProto, touched: set[int], own: set[str]) -> list[str]:
+    """The parent's nodes in their order, byte for byte but for edges of the touched ones; all others are new."""
+    before = {node.name for node in parent.node if node.name}
+    kept = [node for node in child.node if not node.name.startswith(NEW) or node.name in before]
+    present = {name for node in kept for name in node.output}
+    old = [
+        (position in touched, node)
+        for position, node in enumerate(parent.node)
+        if position in touched or not own.issuperset(node.output) or present & set(node.output)
+    ]
+    if len(kept) != len(old):
+        return [f"{len(old)} nodes became {len(kept)} beside the new ones"]
     found = []
-    for position, (old, new) in enumerate(zip(parent.node, kept, strict=True)):
-        if position in touched:
-            if (old.op_type, old.domain, old.name) != (new.op_type, new.domain, new.name):
-                found.append(f"the edited node {old.name or old.output[0]} changed its kind or name")
-        elif _bytes(old) != _bytes(new) and not (old.op_type == "Constant" and set(old.output) & weights):
-            found.append(f"node {position} ({old.op_type} {old.name or old.output[0]}) differs")
+    for position, ((edited, was), now) in enumerate(zip(old, kept, strict=True)):
+        what = f"{was.op_type} {was.name or was.output[0]}"
+        if edited:
+            if _without_edges(was) != _without_edges(now):
+                found.append(f"the edited node {what} changed beside its edges")
+        elif _bytes(was) != _bytes(now) and not (was.op_type == "Constant" and set(was.output) <= own):
+            found.append(f"node {position} ({what}) differs")
     return found
+
+
+def _without_edges(node: NodeProto) -> bytes:
+    """The rest of a node. A Gemm whose alpha or beta is 0 may get 1, and groups may go."""
+    rest = NodeProto()
+    rest.CopyFrom(node)
+    del rest.input[:], rest.output[:]
+    for position in reversed(range(len(rest.attribute))):
+        if rest.attribute[position].name in ("alpha", "beta", "group"):
+            del rest.attribute[position]
+    return _bytes(rest)
 
 
 def _named(old: Sequence[Any], new: Sequence[Any], what: str, loose: set[str]) -> list[str]:

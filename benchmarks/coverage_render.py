@@ -83,8 +83,8 @@ def _head(models: Sequence[Record], sites: dict[str, list[Record]]) -> str:
     good = [model for model in models if "failed" not in model]
     tried = [site for each in sites.values() for site in each]
     count = Counter(site["status"] for site in tried)
-    keys = ("linear", "read", "refused", "block")
-    linear, read, refused, block = (sum(model[key] for model in good) for key in keys)
+    linear, read, block = (sum(model[key] for model in good) for key in ("linear", "read", "block"))
+    without = sum(len(model["no_block"]) for model in good)
     lost = sum(len(model["neither_or_both"]) for model in good)
     bytes_ = [site["same_bytes"] for site in tried if "same_bytes" in site]
     versions = next((model["versions"] for model in reversed(good) if "versions" in model), {})
@@ -101,11 +101,11 @@ Rendered from [benchmarks/results/coverage.jsonl](../benchmarks/results/coverage
 | models | {len(models)} |
 | models that failed to load or list | {len(models) - len(good)} |
 | linear nodes in their main graphs | {linear:,} |
-| … in front of which `sites` says that the tool can grow | {read:,} ({_share(read, linear)}) |
-| … refused there with a reason | {refused:,} |
-| … … of which the input can be grown by `--mode block` | {block:,} |
+| … in front of which a new layer can go and the node be solved anew | {read:,} ({_share(read, linear)}) |
+| … otherwise, whose input can be grown by a block | {block:,} |
 | … growable by one or the other | {read + block:,} ({_share(read + block, linear)}) |
-| … neither, or both | {lost} |
+| … refused with a reason, for a block as well | {without:,} |
+| … neither listed nor refused, or both | {lost} |
 | sites that the tool lists | {sum(model["sites"] for model in good):,} |
 | sites grown for this document | {len(tried)} |
 | … with a valid child, unchanged outside the edit, measured | {count["ok"]} |

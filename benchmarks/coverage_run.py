@@ -13,7 +13,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
-import onnx
 from onnx import ModelProto
 
 import onnx_compnet as oc
@@ -65,12 +64,13 @@ def survey(case: Case, most_sites: int) -> tuple[Record, ModelProto, list[Any]]:
     listed = time.perf_counter()
     refused = oc.refusals(model)
     done = time.perf_counter()
-    linear = measure.linear_nodes(model.graph)
-    names = [node.name or node.output[0] for node in linear]
-    read = {name for site in sites for name in site.readers}
+    names = [node.name or node.output[0] for node in measure.linear_nodes(model.graph)]
     no = {item.name: item.reason for item in refused}
-    wrong = [name for name in names if (name in read) == (name in no)]
-    blocks, no_block = _blocks(model, [node for node in linear if (node.name or node.output[0]) in no])
+    replaced = {name for site in sites if site.mode == "replace" for name in site.readers}
+    in_front = {name for site in sites if site.mode == "block" for name in site.readers}
+    wrong = [name for name in names if (name in replaced | in_front) == (name in no)]
+    blocks, no_block = _blocks(model, sites, no)
+    refused_there = [name for name in names if name not in replaced]
     record = {
         "kind": "model",
         "model": case.name,
@@ -86,11 +86,11 @@ def survey(case: Case, most_sites: int) -> tuple[Record, ModelProto, list[Any]]:
         "seconds": {"load": _r(loaded - start), "sites": _r(listed - loaded), "refusals": _r(done - listed)},
         "sites": len(sites),
         "modes": {mode: sum(site.mode == mode for site in sites) for mode in sorted({s.mode for s in sites})},
-        "linear": len(linear),
-        "read": sum(name in read for name in names),
-        "refused": sum(name in no for name in names),
+        "linear": len(names),
+        "read": len(names) - len(refused_there),
+        "refused": sum(name in no for name in refused_there),
         "neither_or_both": wrong,
-        "block": sum(name in no for name in names) - len(no_block),
+        "block": sum(name in in_front or name in no for name in refused_there) - len(no_block),
         "no_block": no_block,
         "inside": measure.linear_inside(model.graph),
         "reasons": [[item.op_type, item.name, item.reason] for item in refused],
@@ -100,7 +100,8 @@ def survey(case: Case, most_sites: int) -> tuple[Record, ModelProto, list[Any]]:
     }
     chosen = []
     if record["parent_run"] is None:
-        chosen = _spread(sites, most_sites) + _spread(blocks, (most_sites + 1) // 2)
+        chosen = _spread([site for site in sites if site.mode == "replace"], most_sites)
+        chosen += _spread(blocks, (most_sites + 1) // 2)
     record["tried"] = [key(site) for site in chosen]
     return record, model, chosen
 
@@ -110,12 +111,18 @@ def key(site: Any) -> str:
     return f"{site.name} (block)" if site.mode == "block" else str(site.name)
 
 
-def _blocks(model: ModelProto, nodes: Sequence[onnx.NodeProto]) -> tuple[list[Any], list[list[str]]]:
-    """The block sites at the inputs of refused linear nodes; and op, name and reason of those that have none."""
+def _blocks(
+    model: ModelProto, sites: Sequence[Any], no: Mapping[str, str]
+) -> tuple[list[Any], list[list[str]]]:
+    """The block sites that are listed or at the inputs of refused linear nodes; op, name and reason where none is."""
+    found = {site.tensor: site for site in sites if site.mode == "block"}
+    read = {name for site in found.values() for name in site.readers}
     known = Names(look(model))
-    found: dict[str, Any] = {}
     without = []
-    for node in nodes:
+    for node in measure.linear_nodes(model.graph):
+        name = node.name or node.output[0]
+        if name not in no or name in read:
+            continue
         reasons = []
         for tensor in node.input[:2]:
             try:
@@ -126,7 +133,7 @@ def _blocks(model: ModelProto, nodes: Sequence[onnx.NodeProto]) -> tuple[list[An
             found[tensor] = site
             break
         else:
-            without.append([node.op_type, node.name or node.output[0], reasons[0] if reasons else "no input"])
+            without.append([node.op_type, name, reasons[0] if reasons else "no input"])
     narrow = [site for site in found.values() if site.channels <= BLOCK_CHANNELS]
     return narrow or list(found.values()), without
 
@@ -190,13 +197,11 @@ def _grown(case: Case, model: ModelProto, site: Any, again: bool) -> Record:
     }
     if site.mode == "block":
         options["lam"] = KEEP_ALL
-    after = TENSOR_PREFIX + site.tensor if site.mode == "block" else site.name
     start = time.perf_counter()
-    growth = oc.grow(model, after=after, **options)
+    growth = oc.grow(model, after=site.name, **options)
     seconds = time.perf_counter() - start
     child, parent = growth.model, model
-    axes = [site.channel_axis if site.mode == "block" else _axis(parent, name) for name, _ in growth.targets]
-    targets = [(old, new, axis) for (old, new), axis in zip(growth.targets, axes, strict=True)]
+    targets = measure.with_axes(parent, site, growth.targets)
     errors, outputs, finite = measure.compare(parent, child, plan.held_out, targets)
     wrong = _violations(parent, child, site, growth, errors, finite)
     record = {
@@ -209,7 +214,7 @@ def _grown(case: Case, model: ModelProto, site: Any, again: bool) -> Record:
         "grow_seconds": _r(seconds),
     }
     if again:
-        second = oc.grow(model, after=after, **options).model
+        second = oc.grow(model, after=site.name, **options).model
         same = child.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
         record["same_bytes"] = same
         wrong += [] if same else ["a second run with the same seed gave other bytes"]
@@ -270,12 +275,6 @@ def _plan(case: Case, model: ModelProto, site: Any) -> Plan:
     ]
     fit = feed(samples, False)
     return Plan(candidates, fit, feed(held, True), rows * batch * len(fit), candidates * taps)
-
-
-def _axis(model: ModelProto, tensor: str) -> int:
-    """The channel axis of a linear layer's output."""
-    made = next((node.op_type for node in model.graph.node if tensor in node.output), "")
-    return 1 if made in ("Conv", "ConvTranspose") else -1
 
 
 @contextmanager

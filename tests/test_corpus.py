@@ -34,7 +34,9 @@ def test_a_trained_model_is_listed_and_grown(name):
     record, model, sites = coverage_run.survey(case, SITES)
     assert record["neither_or_both"] == []
     assert record["parent_run"] is None
-    assert len(sites) == min(record["sites"], SITES)
+    modes = [site.mode for site in sites]
+    assert modes.count("replace") == min(record["modes"].get("replace", 0), SITES)
+    assert modes.count("block") == min(record["modes"].get("block", record["block"]), (SITES + 1) // 2)
     assert record["sites"] > 0 or record["linear"] == 0
     for number, site in enumerate(sites):
         found = coverage_run.grow(case, model, site, again=number == 0)

@@ -52,10 +52,51 @@ def test_whatever_else_changes_is_found(parent):
     assert "doc_string" in changed(lambda m: setattr(m, "doc_string", "another"))
     assert "nodes became" in changed(lambda m: m.graph.node.pop())
     assert "node 4" in changed(lambda m: setattr(m.graph.node[-1], "doc_string", "another"))
-    assert "kind or name" in changed(lambda m: setattr(m.graph.node[4], "name", "another"))
+    assert "beside its edges" in changed(lambda m: setattr(m.graph.node[4], "name", "another"))
+    assert "beside its edges" in changed(lambda m: setattr(m.graph.node[4].attribute.add(), "name", "transA"))
     assert "output" in changed(lambda m: setattr(m.graph.output[0], "doc_string", "another"))
     assert "opset_import" in changed(lambda m: setattr(m.opset_import[0], "version", 19))
     assert "initializer" in changed(lambda m: m.graph.initializer.pop(2))
+
+
+def test_constants_of_the_reader_alone_may_go():
+    parent = constructed.model("weight_behind_reshape")  # w2, wt = Transpose(w2), b = MatMul(r, wt)
+    child = onnx.ModelProto()
+    child.CopyFrom(parent)
+    (wt,) = (node for node in child.graph.node if node.output[0] == "wt")
+    child.graph.node.remove(wt)
+    (w2,) = (tensor for tensor in child.graph.initializer if tensor.name == "w2")
+    w2.name = "compnet/r/reader"
+    (b,) = (node for node in child.graph.node if node.output[0] == "b")
+    b.input[1] = w2.name
+    assert coverage_measure.differences(parent, child, "r", ["b"]) == []
+    assert "nodes became" in coverage_measure.differences(parent, child, "x", ["a"])[0]
+    parent.graph.output.append(onnx.helper.make_tensor_value_info("wt", 1, (12, 12)))
+    child.graph.output.append(parent.graph.output[-1])
+    assert "nodes became" in coverage_measure.differences(parent, child, "r", ["b"])[0]
+
+
+def test_a_shared_weight_stays_as_it_was():
+    parent = constructed.model("shared_weights")  # r1 → c2 and r2 → c3 by w2
+    child = onnx.ModelProto()
+    child.CopyFrom(parent)
+    (c2,) = (node for node in child.graph.node if node.output[0] == "c2")
+    c2.input[1] = "compnet/r1/reader"
+    weight = onnx.numpy_helper.from_array(np.ones((8, 5, 3, 3), np.float32), "compnet/r1/reader")
+    child.graph.initializer.append(weight)
+    assert coverage_measure.differences(parent, child, "r1", ["c2"]) == []
+    child.graph.initializer[1].raw_data = bytes(len(child.graph.initializer[1].raw_data))
+    assert coverage_measure.differences(parent, child, "r1", ["c2"]) == ["initializer: w2 differs"]
+
+
+def test_a_block_renames_its_tensor_and_nothing_else(parent):
+    child = onnx.ModelProto()
+    child.CopyFrom(parent)
+    child.graph.node[1].output[0] = "compnet/r/input"
+    child.graph.node.insert(2, onnx.helper.make_node("Gelu", ["compnet/r/input"], ["r"], "compnet/r/G"))
+    assert coverage_measure.differences(parent, child, "r", ["r"]) == []
+    child.graph.node[3].input[1] = "w3"
+    assert coverage_measure.differences(parent, child, "r", ["r"]) == ["node 2 (Gemm b) differs"]
 
 
 def test_errors_are_measured_from_the_mean_of_each_channel():
