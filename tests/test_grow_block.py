@@ -165,7 +165,7 @@ def test_auto_takes_replace_where_it_is_possible_and_a_block_elsewhere():
         (
             "g (float[N, 4] x) => (int64[N, 4] y) { h = Cast <to = 7> (x) y = Neg (h) }",
             "h",
-            "not known to be a tensor of float32",
+            "is int64, not float32",
         ),
     ],
     ids=["channels", "rank", "type"],

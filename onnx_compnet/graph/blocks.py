@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Literal
 
-from onnx import NodeProto
+from onnx import NodeProto, TensorProto
 
 from onnx_compnet.graph.bounds import bounds
 from onnx_compnet.graph.index import STANDARD_DOMAINS, GraphIndex, int_attribute, label
@@ -83,9 +83,11 @@ def block_site(index: GraphIndex, tensor: str, activation: Activation) -> Site:
         read_by.append(label(index.nodes[index.captured[tensor]]))
     if not read_by and tensor not in index.outputs:
         raise NotABlockError("is read by nothing")
-    dtype = FLOATS.get(index.types[tensor].tensor_type.elem_type) if tensor in index.types else None
+    elem_type = index.types[tensor].tensor_type.elem_type if tensor in index.types else 0
+    dtype = FLOATS.get(elem_type)
     if dtype is None:
-        raise NotABlockError(f"is not known to be a tensor of {', '.join(FLOATS.values())}")
+        kind = TensorProto.DataType.Name(elem_type).lower() if elem_type else "of a type that is not known"
+        raise NotABlockError(f"is {kind}, not {', '.join(FLOATS.values())}")
     shape = index.shape(tensor)
     if shape is None:
         raise NotABlockError("has no known rank")

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto, SparseTensorProto, TensorProto, numpy_helper
 
 from onnx_compnet.errors import UnsupportedError
-from onnx_compnet.graph.index import LARGE, GraphIndex, attribute, is_op
+from onnx_compnet.graph.index import GraphIndex, attribute, is_op
+from onnx_compnet.graph.inference import LARGE
 
 _SCALARS = {"value_float": TensorProto.FLOAT, "value_int": TensorProto.INT64}
 _LISTS = {"value_floats": TensorProto.FLOAT, "value_ints": TensorProto.INT64}

@@ -11,10 +11,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, TypeProto
 
+from onnx_compnet.graph.inference import inferred_types
 from onnx_compnet.layers import Dimension
 
 STANDARD_DOMAINS = ("", "ai.onnx")
-LARGE = 1024  # elements; larger initialisers say nothing that shape inference needs
 _RANDOM = (
     "RandomNormal",
     "RandomNormalLike",
@@ -102,49 +102,6 @@ def captured_names(body: GraphProto) -> set[str]:
 def opset(model: ModelProto) -> int:
     """The version of the standard operators that the model imports (1 where it says nothing)."""
     return next((item.version for item in model.opset_import if item.domain in STANDARD_DOMAINS), 1)
-
-
-def without_large_weights(model: ModelProto) -> ModelProto:
-    """A copy whose large initialisers are graph inputs instead: the same shapes, few bytes."""
-    light = ModelProto(ir_version=model.ir_version)
-    light.opset_import.extend(model.opset_import)
-    light.functions.extend(model.functions)
-    source, target = model.graph, light.graph
-    target.name = source.name
-    target.input.extend(source.input)
-    target.output.extend(source.output)
-    target.value_info.extend(source.value_info)
-    target.sparse_initializer.extend(source.sparse_initializer)
-    known = {item.name for item in source.input}
-
-    def declare(name: str, tensor: TensorProto) -> None:
-        if name not in known:
-            target.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims)))
-
-    for tensor in source.initializer:
-        if element_count(tensor) > LARGE:
-            declare(tensor.name, tensor)
-        else:
-            target.initializer.append(tensor)
-    for node in source.node:
-        value = attribute(node, "value") if is_op(node, "Constant") else None
-        if value is not None and element_count(value.t) > LARGE:
-            declare(node.output[0], value.t)
-        else:
-            target.node.append(node)
-    declared = {item.name for item in target.input}
-    stale = [i for i, item in enumerate(target.value_info) if item.name in declared]
-    for i in reversed(stale):
-        del target.value_info[i]
-    return light
-
-
-def element_count(tensor: TensorProto) -> int:
-    """How many elements a tensor has."""
-    count = 1
-    for size in tensor.dims:
-        count *= size
-    return count
 
 
 def type_shape(kind: TypeProto) -> tuple[Dimension, ...] | None:
@@ -257,15 +214,7 @@ class GraphIndex:
     @cached_property
     def types(self) -> dict[str, TypeProto]:
         """The type of every tensor that is declared or can be inferred."""
-        light = without_large_weights(self.model)
-        for data_prop in (True, False):
-            try:
-                light = onnx.shape_inference.infer_shapes(light, data_prop=data_prop)
-                break
-            except Exception:  # inference is a help, not a judge; what is declared remains
-                continue
-        graph = light.graph
-        found = {i.name: i.type for part in (graph.value_info, graph.output, graph.input) for i in part}
+        found = inferred_types(self.model)
         for name, tensor in self.initializers.items():
             found[name] = onnx.helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
         for name, sparse in self.sparse.items():

@@ -13,7 +13,8 @@ from onnx import ModelProto, TensorProto, ValueInfoProto
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from onnx_compnet.errors import ModelError, UsageError, VerificationError
-from onnx_compnet.graph.index import GraphIndex, is_op, nodes_within, opset, type_shape, without_large_weights
+from onnx_compnet.graph.index import GraphIndex, is_op, nodes_within, opset, type_shape
+from onnx_compnet.graph.inference import without_large_weights
 from onnx_compnet.graph.model_files import PROTOBUF_LIMIT, save, tensors_of
 from onnx_compnet.layers import TensorSpec
 
