@@ -33,6 +33,10 @@ PATH_POINTS = 12
 
 T = TypeVar("T")
 
+_NOTHING_VARIES = (
+    "nothing varies on this data, so that only the neurons stay which keep the function by themselves"
+)
+
 
 def select(
     method: str,
@@ -221,6 +225,9 @@ def alg3(
     notes = [f"all candidates: {note}" for fit in fits for note in fit.warnings]
     W2s = [fit.W2 for fit in fits]
     K, c, variance = hadamard_statistics(pool.problems, W2s)
+    if not variance and len(pool.core):
+        none = np.zeros(0, np.intp)
+        return pool.finish(None, none, none.astype(float), rho, notes=[*notes, _NOTHING_VARIES])
     if not variance:
         raise DataError(
             "no reader's output varies on this data, so there is nothing to fit; give other samples"

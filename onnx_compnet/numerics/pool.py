@@ -86,12 +86,12 @@ class Pool:
             raise UsageError(f"keep = {keep} must be at least {least}")
         full = sites.arranged(problems)
         Dn, varying = sites.neurons(full), sites.alive(full)
-        if not len(varying):
+        stays = torch.zeros(Dn, dtype=torch.bool)
+        stays[list(constraints.core)] = keep is None or keep >= len(constraints.core)
+        if not len(varying) and not bool(stays.any()):
             raise DataError("no candidate's activation varies on this data; give other samples, init or seed")
         if Dn % constraints.groups:
             raise UsageError(f"{Dn} candidates can't be shared out among {constraints.groups} groups")
-        stays = torch.zeros(Dn, dtype=torch.bool)
-        stays[list(constraints.core)] = keep is None or keep >= len(constraints.core)
         possible = stays.clone()
         possible[varying] = True
         alive = (possible | (constraints.groups > 1)).nonzero().reshape(-1)

@@ -156,3 +156,15 @@ def test_without_refit_the_core_keeps_its_rows(site: Site) -> None:
     row = list(found.kept).index(1)
     if found.beta[1] == 0:
         torch.testing.assert_close(found.readers[0].W2[row], whole.readers[0].W2[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_core_is_enough_where_nothing_varies(site: Site, method: str) -> None:
+    A, y = torch.ones_like(site.A), torch.ones_like(site.y)
+    prior = torch.zeros(24, 4, dtype=torch.float64)
+    prior[:4] = torch.eye(4, dtype=torch.float64)
+    problem = Problem(Moments.from_rows(A, y), Moments.from_rows(A, y), prior=prior)
+    found = select(method, [problem], site.folds, keep=4, constraints=Constraints((0, 1, 2, 3)))
+    assert found.kept == (0, 1, 2, 3)
+    torch.testing.assert_close(found.readers[0].W2, prior[:4])
+    assert found.held_out_error == 0
