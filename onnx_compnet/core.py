@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,8 +16,17 @@ from onnx_compnet.layers import Geometry
 from onnx_compnet.numerics.initialise import Core
 
 
-def known_weights(index: GraphIndex, site: Site, Dn: int, core: Core | None) -> list[Tensor] | None:
-    """W2 of each reader in canonical form, with which the core does what the reader did with t; 0 for other neurons.
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What a reader's W2 (Dn/groups·taps, D2) and b2 (D2,) are known to be; ``exact`` to rounding."""
+
+    W2: Tensor
+    b2: Tensor
+    exact: bool
+
+
+def known_weights(index: GraphIndex, site: Site, Dn: int, core: Core | None) -> list[Known] | None:
+    """For each reader the weights with which the core does what the reader did with t; 0 for other neurons.
 
     With t = Pᵀu for the core's P (Dn, D1), L2 on t is P·W2 on u, tap by tap, in each group by itself. None without
     a core, and where its activation is flat.
@@ -26,9 +36,14 @@ def known_weights(index: GraphIndex, site: Site, Dn: int, core: Core | None) -> 
     P = np.zeros((Dn, site.channels))
     P[core.places] = core.W2
     if site.mode == "block":
-        return [torch.from_numpy(P)]
-    present = [reader_weights(index, reader).W2.astype(np.float64) for reader in site.linear]
-    return [_through(P, W2, reader.geometry) for W2, reader in zip(present, site.linear, strict=True)]
+        zero = torch.zeros(site.channels, dtype=torch.float64)
+        return [Known(torch.from_numpy(P), zero, core.exact)]
+    found = []
+    for reader in site.linear:
+        present = reader_weights(index, reader)
+        W2 = _through(P, present.W2.astype(np.float64), reader.geometry)
+        found.append(Known(W2, torch.from_numpy(present.b2.astype(np.float64)), core.exact))
+    return found
 
 
 def _through(P: np.ndarray, W2: np.ndarray, geometry: Geometry) -> Tensor:
@@ -40,7 +55,9 @@ def _through(P: np.ndarray, W2: np.ndarray, geometry: Geometry) -> Tensor:
     return torch.from_numpy(known.reshape(-1, D2))
 
 
-def by_group(weights: Sequence[Tensor], groups: int) -> list[Tensor]:
-    """Readers' W2 (Dn/groups·taps, D2) of one geometry, side by side, one tensor a group."""
-    parts = [W2.reshape(len(W2), groups, -1) for W2 in weights]
-    return list(torch.cat(parts, 2).unbind(1))
+def by_group(known: Sequence[Known], groups: int) -> list[Known]:
+    """The readers of one geometry side by side, one a group."""
+    W2s = torch.cat([each.W2.reshape(len(each.W2), groups, -1) for each in known], 2).unbind(1)
+    b2s = torch.cat([each.b2.reshape(groups, -1) for each in known], 1).unbind(0)
+    exact = all(each.exact for each in known)
+    return [Known(W2, b2, exact) for W2, b2 in zip(W2s, b2s, strict=True)]

@@ -17,11 +17,10 @@ from typing import Any
 
 import onnx
 import torch
-from torch import Tensor
 
 from onnx_compnet.collect import ReaderGroup, Statistics, collect, first_scale, reader_groups
 from onnx_compnet.config import GrowOptions
-from onnx_compnet.core import by_group, known_weights
+from onnx_compnet.core import Known, by_group, known_weights
 from onnx_compnet.errors import DataError, ResourceError, UsageError, VerificationError
 from onnx_compnet.graph import model_io, names, provenance, prune
 from onnx_compnet.graph.index import GraphIndex
@@ -188,7 +187,7 @@ def _select(
     fitted: Statistics,
     held_out: Statistics,
     core: Core | None,
-    known: Sequence[Tensor] | None,
+    known: Sequence[Known] | None,
     options: GrowOptions,
 ) -> Selection:
     """Every group of a grouped convolution is a problem of its own, over its share of the neurons."""
@@ -199,10 +198,11 @@ def _select(
         slices = tuple(slice(start, end) for start, end in pairwise([0, *ends]))
         priors = by_group([known[member] for member in group.members], parts) if known else [None] * parts
         shares = [None] if parts == 1 else torch.arange(neurons(site, options)).chunk(parts)
-        problems += [
-            Problem(mine, others, group.geometry.taps, slices, group.members, prior, share)
-            for mine, others, prior, share in zip(fit, held, priors, shares, strict=True)
-        ]
+        for mine, others, prior, share in zip(fit, held, priors, shares, strict=True):
+            problem = Problem(mine, others, group.geometry.taps, slices, group.members, among=share)
+            if prior is not None:
+                problem = replace(problem, prior=prior.W2, exact_b2=prior.b2 if prior.exact else None)
+            problems.append(problem)
     return select(
         options.method,
         problems,

@@ -90,6 +90,18 @@ def test_other_activations_are_nearly_linear_at_the_start(activation):
     assert grown.site_error < 0.02
 
 
+@pytest.mark.parametrize("seed", [3, 4, 8, 12])
+def test_a_tensor_of_rare_large_values_is_kept_as_well(seed):
+    """Rounding makes the exact weights look wrong by 1e-3 and more there: they must not be corrected."""
+    text = "g (float[N, 3, 2] x) => (float[N, 3, 2] y, float[N, 3, 2] z) { h = Relu (x) t = MatMul (h, w) "
+    text += "y = Sigmoid (t) z = Tanh (t) }"
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+    weight = np.array([[-0.5, 0.6], [-1.6, 0.3]], np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    x = (1.5 * np.random.default_rng(seed).standard_normal((250, 3, 2)) - 3).astype(np.float32)
+    assert oc.grow(model, "t", {"x": x}, mode="block", activation="silu").site_error < 1e-5
+
+
 def test_a_block_is_compact_when_asked_to_be():
     model, x = residual(), normal(60, 6, 8, 8)
     sizes = [len(oc.grow(model, "r", {"x": x}, mode="block", keep=keep).kept) for keep in (12, 5)]

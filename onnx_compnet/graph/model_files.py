@@ -40,7 +40,7 @@ def save(model: ModelProto, path: str | Path, *, force: bool = False) -> None:
     """
     path = Path(path)
     _check_target(path, force)
-    if model.ByteSize() < PROTOBUF_LIMIT:
+    if fits_a_message(model):
         data = model.SerializeToString(deterministic=True)
         _write(path, lambda stream: _write_all(stream, data), force)
         return
@@ -121,6 +121,14 @@ def _write_all(stream: BinaryIO, data: bytes) -> None:
 
 
 # ---------------------------------------------------------------- more than 2 GiB
+
+
+def fits_a_message(model: ModelProto) -> bool:
+    """Whether protobuf can hold the model in one message."""
+    try:
+        return int(model.ByteSize()) < PROTOBUF_LIMIT
+    except Exception:  # the EncodeError of a protobuf that counts by encoding, and can't beyond 2 GiB
+        return False
 
 
 def tensors_of(model: ModelProto) -> Iterator[TensorProto]:

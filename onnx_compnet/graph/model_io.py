@@ -15,7 +15,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 from onnx_compnet.errors import ModelError, UsageError, VerificationError
 from onnx_compnet.graph.index import GraphIndex, is_op, nodes_within, opset, type_shape
 from onnx_compnet.graph.inference import without_large_weights
-from onnx_compnet.graph.model_files import PROTOBUF_LIMIT, save, tensors_of
+from onnx_compnet.graph.model_files import fits_a_message, save, tensors_of
 from onnx_compnet.layers import TensorSpec
 
 __all__ = ["as_model", "check", "inputs", "load", "opset", "outputs", "parameter_count", "save", "sha256"]
@@ -158,7 +158,7 @@ def check(model: ModelProto, parent: ModelProto | None = None) -> None:
 
 
 def _basic_check(model: ModelProto) -> None:
-    onnx.checker.check_model(model if model.ByteSize() < PROTOBUF_LIMIT else without_large_weights(model))
+    onnx.checker.check_model(model if fits_a_message(model) else without_large_weights(model))
 
 
 def _strict(model: ModelProto) -> str | None:
@@ -219,7 +219,7 @@ def sha256(model: str | Path | ModelProto) -> str:
     """The SHA-256 of a file's bytes (without external data), or of a model's deterministic serialisation."""
     digest = hashlib.sha256()
     if isinstance(model, ModelProto):
-        if model.ByteSize() < PROTOBUF_LIMIT:
+        if fits_a_message(model):
             digest.update(model.SerializeToString(deterministic=True))
         else:
             digest.update(without_large_weights(model).SerializeToString(deterministic=True))

@@ -255,8 +255,9 @@ def alg3(
 
     def readers(of: Solution) -> tuple[tuple[ReaderFit, ...], tuple[str, ...]]:
         support = completed(of)
-        if refit:
-            return sites.fit_readers(pool.left(support), rho)
+        left = pool.left(support)
+        if refit or all(problem.exact_b2 is not None for problem in left):
+            return sites.fit_readers(left, rho)
         scale = torch.ones(len(pool.alive), dtype=torch.float64)
         scale[places[of.support]] = torch.from_numpy((of.beta * to_beta)[of.support])
         scaled = []

@@ -81,13 +81,14 @@ LINEAR_RANGE = (
 class Core:
     """Neurons from which a linear layer can make t again.
 
-    W1 (n, D1, *kernel); ``W2`` (n, D1) makes t of them, None where h is flat at 0; ``places`` (n,) among all Dn
-    candidates: the first ones of each group.
+    W1 (n, D1, *kernel); ``W2`` (n, D1) makes t of them, None where h is flat at 0, and ``exact`` tells whether to
+    rounding; ``places`` (n,) among all Dn candidates: the first ones of each group.
     """
 
     W1: NDArray[np.float64]
     W2: NDArray[np.float64] | None
     places: NDArray[np.intp]
+    exact: bool
 
 
 def slope_on(activation: Activation, low: float, high: float) -> float | None:
@@ -163,7 +164,7 @@ def exact_core(
         W2[n, channel] = weight * sign
     of_a_group = len(signs) * each
     places = n // of_a_group * (Dn // groups) + n % of_a_group
-    return Core(W1.reshape(len(n), D1, *kernel), W2, places)
+    return Core(W1.reshape(len(n), D1, *kernel), W2, places, is_exact(activation, bounds))
 
 
 def candidates(

@@ -28,7 +28,8 @@ class Problem:
     ``fit`` holds the fitted rows, ``held_out`` others (None without); u has ``taps`` columns a candidate
     neuron. ``slices`` are the columns of y of each reader (empty: one reader), ``readers`` their places
     among all readers of the site (empty: counted on from the problem before). ``prior`` (Dn·taps, D2): a W2
-    that the refit after selection starts from and is drawn to (see ``ridge.fit``).
+    that the refit after selection starts from and is drawn to (see ``ridge.fit``). ``exact_b2`` (D2,): given where
+    the prior with this b2 makes y exactly; it is then taken as it is, while its neurons stay.
 
     ``among``: the neurons behind the columns of u, ascending, where these are not all: those of one group. A
     reader's outputs are then spread over as many problems, which follow each other in the order of the groups.
@@ -41,6 +42,7 @@ class Problem:
     readers: tuple[int, ...] = ()
     prior: Tensor | None = None
     among: Tensor | None = None
+    exact_b2: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +125,19 @@ def restricted(problem: Problem, kept: Tensor) -> Problem:
         return replace(problem, among=among)
     columns = columns_of(kept, problem.taps)
     held_out = problem.held_out.subset(columns) if problem.held_out else None
-    prior = None if problem.prior is None else problem.prior[columns.to(problem.prior.device)]
-    return replace(problem, fit=problem.fit.subset(columns), held_out=held_out, prior=prior, among=among)
+    prior, exact_b2 = problem.prior, problem.exact_b2
+    if prior is not None:
+        prior = prior[columns.to(prior.device)]
+        complete = problem.prior is not None and prior.count_nonzero() == problem.prior.count_nonzero()
+        exact_b2 = exact_b2 if complete else None
+    return replace(
+        problem,
+        fit=problem.fit.subset(columns),
+        held_out=held_out,
+        prior=prior,
+        among=among,
+        exact_b2=exact_b2,
+    )
 
 
 def variances(problems: Sequence[Problem]) -> dict[int, float]:
@@ -176,9 +189,19 @@ def hadamard_statistics(
 
 def fit_readers(problems: Sequence[Problem], rho: float) -> tuple[tuple[ReaderFit, ...], tuple[str, ...]]:
     """W2 and b2 of every reader by least squares (Eq. 11), in the order of the readers, and warnings."""
-    fits = [ridge.fit(problem.fit, rho, problem.prior) for problem in problems]
-    W2s, b2s = [fit.W2 for fit in fits], [fit.b2 for fit in fits]
-    return measured(problems, W2s, b2s), tuple(dict.fromkeys(note for fit in fits for note in fit.warnings))
+    W2s: list[Tensor] = []
+    b2s: list[Tensor] = []
+    notes: list[str] = []
+    for problem in problems:
+        if problem.prior is not None and problem.exact_b2 is not None:
+            W2, b2 = problem.prior.to(problem.fit.uy), problem.exact_b2.to(problem.fit.uy)
+        else:
+            fit = ridge.fit(problem.fit, rho, problem.prior)
+            W2, b2 = fit.W2, fit.b2
+            notes += fit.warnings
+        W2s.append(W2)
+        b2s.append(b2)
+    return measured(problems, W2s, b2s), tuple(dict.fromkeys(notes))
 
 
 def measured(

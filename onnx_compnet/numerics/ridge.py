@@ -14,6 +14,9 @@ RHO = 1e-6
 MAX_RHO = 1e-2
 ENOUGH_ROWS_PER_COLUMN = 5
 BELIEVED = 1e-3  # relative errors below this are lost in the rounding of float32 products
+ROUNDINGS = (
+    32 * torch.finfo(torch.float32).eps
+)  # of squared errors, relative to the terms that cancel in them
 CONSTANT = 1e-24  # a variance below this share of the squared mean is rounding
 
 
@@ -37,7 +40,7 @@ def fit(moments: Moments, rho: float = RHO, prior: Tensor | None = None) -> Ridg
     """``W2 = (G + ρ·(tr G/p)·I)⁻¹ C`` and ``b2 = ȳ − W2ᵀū``, by Cholesky.
 
     With ``prior`` W⁰ (p, D2), weights that are known to be good, the ridge pulls towards these and not towards 0:
-    W2 = W⁰ + (G + ρ·(tr G/p)·I)⁻¹ (C − G W⁰). Where W⁰ is as good as float32 moments can tell (BELIEVED), it is
+    W2 = W⁰ + (G + ρ·(tr G/p)·I)⁻¹ (C − G W⁰). Where W⁰ is as good as float32 moments can tell, it is
     taken as it is, however few the rows: what they would change is rounding.
 
     Raises DataError when n <= p (the fit would be exact on its own rows and worthless on others), UsageError
@@ -51,7 +54,7 @@ def fit(moments: Moments, rho: float = RHO, prior: Tensor | None = None) -> Ridg
         raise UsageError(f"rho = {rho} must not be negative")
     if prior is not None:
         prior = prior.to(moments.uy)
-        if n and relative_error(moments, prior, intercept(moments, prior)) < BELIEVED:
+        if n and _no_better_is_known(moments, prior):
             return RidgeFit(prior, intercept(moments, prior), rho, False, n / max(p, 1))
     if n <= p:
         raise DataError(
@@ -88,6 +91,16 @@ def fit(moments: Moments, rho: float = RHO, prior: Tensor | None = None) -> Ridg
     if D2:
         W2 = W2 + torch.cholesky_solve(moments.C - moments.G @ W2 if prior is not None else moments.C, factor)
     return RidgeFit(W2, intercept(moments, W2), used, used != rho, n / p, tuple(notes))
+
+
+def _no_better_is_known(moments: Moments, W2: Tensor) -> bool:
+    """Whether the errors that the moments show for these weights may be nothing but float32 rounding."""
+    b2 = intercept(moments, W2)
+    if relative_error(moments, W2, b2) < BELIEVED:
+        return True
+    size = W2.abs()
+    terms = moments.yy + (size * (moments.uu.abs() @ size + 2 * moments.uy.abs())).sum(0)
+    return float(squared_errors(moments, W2, b2).sum()) * moments.n < ROUNDINGS * float(terms.sum())
 
 
 def intercept(moments: Moments, W2: Tensor) -> Tensor:

@@ -265,6 +265,15 @@ def test_parameters_are_counted():
     assert model_io.parameter_count(OTHERS["constants"]()) == 12 + 3 + 6 + 2
 
 
+def test_a_model_that_protobuf_cannot_count_fits_no_message():
+    class Large:
+        def ByteSize(self):  # noqa: N802
+            raise ValueError("Failed to serialize proto")
+
+    assert not model_files.fits_a_message(Large())
+    assert model_files.fits_a_message(gemm())
+
+
 def test_sha256(tmp_path, monkeypatch):
     model = gemm()
     model_io.save(model, tmp_path / "m.onnx")
@@ -273,7 +282,7 @@ def test_sha256(tmp_path, monkeypatch):
     assert model_io.sha256(model) == expected
     with pytest.raises(ModelError, match="can't be read"):
         model_io.sha256(tmp_path / "no.onnx")
-    monkeypatch.setattr(model_io, "PROTOBUF_LIMIT", 10)
+    monkeypatch.setattr(model_files, "PROTOBUF_LIMIT", 10)
     assert model_io.sha256(model) == model_io.sha256(gemm())
     model_io.check(model)
 

@@ -168,3 +168,19 @@ def test_a_core_is_enough_where_nothing_varies(site: Site, method: str) -> None:
     assert found.kept == (0, 1, 2, 3)
     torch.testing.assert_close(found.readers[0].W2, prior[:4])
     assert found.held_out_error == 0
+
+
+def test_exact_weights_are_taken_as_they_are_while_their_neurons_stay(site: Site) -> None:
+    generator = torch.Generator().manual_seed(3)
+    prior = torch.zeros(24, 4, dtype=torch.float64)
+    prior[:6] = torch.randn(6, 4, dtype=torch.float64, generator=generator)
+    b2 = torch.randn(4, dtype=torch.float64, generator=generator)
+    y = site.A @ prior + b2 + 0.05 * torch.randn(len(site.A), 4, dtype=torch.float64, generator=generator)
+    problem = Problem(Moments.from_rows(site.A, y), None, prior=prior, exact_b2=b2)
+    for refit in (True, False):
+        found = select("alg3", [problem], lam=0.3, refit=refit, constraints=Constraints(tuple(range(6))))
+        torch.testing.assert_close(found.readers[0].b2, b2, rtol=0, atol=0)
+        rows = [found.kept.index(j) for j in range(6)]
+        torch.testing.assert_close(found.readers[0].W2[rows], prior[:6], rtol=0, atol=0)
+    fewer = select("alg3", [problem], keep=4, constraints=Constraints(tuple(range(6))))
+    assert not torch.equal(fewer.readers[0].b2, b2)
