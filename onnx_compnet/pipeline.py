@@ -23,7 +23,7 @@ from onnx_compnet.config import GrowOptions
 from onnx_compnet.core import Known, by_group, known_weights
 from onnx_compnet.errors import DataError, ResourceError, UsageError, VerificationError
 from onnx_compnet.graph import model_io, names, provenance, prune
-from onnx_compnet.graph.index import GraphIndex
+from onnx_compnet.graph.index import GraphIndex, draws_random_numbers
 from onnx_compnet.graph.names import TENSOR_PREFIX
 from onnx_compnet.graph.sites import Site, refusals
 from onnx_compnet.graph.splice import splice
@@ -348,6 +348,12 @@ def _warnings(steps: Sequence[_Step], verdict: Verdict, job: Job, options: GrowO
                 f"{step.site.name}: a kernel of {size} reaches every position, {options.kernel} is not needed"
             )
     found += job.skipped
+    drawn = draws_random_numbers(job.parent)
+    if drawn:
+        found.append(
+            f"the model draws random numbers itself ({drawn[0]}), so that two runs of it differ as well: "
+            "the figures of its outputs are too bad by that much"
+        )
     if job.random_data:
         found.append("fitted and measured on random data: no figure here says anything about real inputs")
     return tuple(found)

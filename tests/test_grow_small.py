@@ -329,3 +329,17 @@ def test_unknown_option_is_named():
 def test_the_same_place_twice_is_refused():
     with pytest.raises(ValueError, match="same place"):
         oc.grow(mlp(), ["first", "act"], {"x": np.zeros((90, 5), np.float32)})
+
+
+def test_a_model_that_draws_random_numbers_is_grown_with_a_warning():
+    weights = {"one.weight": normal(6, 4), "two.weight": normal(3, 6)}
+    nodes = [
+        helper.make_node("Gemm", ["x", "one.weight"], ["a"], "first", transB=1),
+        helper.make_node("RandomNormalLike", ["a"], ["noise"], "noise", scale=0.1),
+        helper.make_node("Add", ["a", "noise"], ["s"], "add"),
+        helper.make_node("Relu", ["s"], ["b"], "relu"),
+        helper.make_node("Gemm", ["b", "two.weight"], ["y"], "second", transB=1),
+    ]
+    x = normal(300, 4, scale=1).astype(np.float32)
+    grown = oc.grow(network(nodes, weights, (4,), 2), "relu", {"x": x})
+    assert any("draws random numbers itself (RandomNormalLike 'noise')" in w for w in grown.warnings)

@@ -83,8 +83,20 @@ def nodes_within(graph: GraphProto) -> Iterator[NodeProto]:
     """Every node of a graph and of the bodies inside it."""
     for node in graph.node:
         yield node
-        for body in subgraphs(node):
-            yield from nodes_within(body)
+        yield from _inside(node)
+
+
+def draws_random_numbers(model: ModelProto) -> list[str]:
+    """The nodes, as messages name them, on account of which two runs on the same inputs differ."""
+    found = list(nodes_within(model.graph))
+    for function in model.functions:
+        found += [node for top in function.node for node in (top, *_inside(top))]
+    return [describe(node) for node in found if is_op(node, *_RANDOM) and attribute(node, "seed") is None]
+
+
+def _inside(node: NodeProto) -> Iterator[NodeProto]:
+    for body in subgraphs(node):
+        yield from nodes_within(body)
 
 
 def captured_names(body: GraphProto) -> set[str]:
