@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -110,10 +111,11 @@ def constant_value(index: GraphIndex, source: ConstantSource) -> NDArray[Any]:
 
 def scalar(index: GraphIndex, tensor: str) -> float | None:
     """The value of a constant with one element, or None."""
-    value = fold_small(index, tensor)
-    if value is None or value.size != 1 or value.dtype.kind not in "biufV":
+    source = find_constant(index, tensor)
+    if source is None or math.prod(source.dims) != 1:
         return None
-    return float(value.reshape(()))
+    value = fold_small(index, tensor)
+    return None if value is None or value.dtype.kind not in "biufV" else float(value.reshape(()))
 
 
 def integers(index: GraphIndex, tensor: str) -> tuple[int, ...] | None:
