@@ -65,7 +65,8 @@ def find_constant(index: GraphIndex, tensor: str) -> ConstantSource | None:
     ):
         path.append(position)
         name = index.nodes[position].input[0]
-    kind = _inferred_type(index, tensor) if path else held_type(index, name)
+    same = all(is_op(index.nodes[position], "Identity") for position in path)
+    kind = held_type(index, name) if same else _inferred_type(index, tensor)
     if kind is None:
         return None
     return ConstantSource(tensor, name, index.producers.get(name), *kind, tuple(reversed(path)))
