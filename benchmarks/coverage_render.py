@@ -29,6 +29,8 @@ LABELS = (  # of a refusal, the first that fits
     (r"sparse initialiser", "sparse weight"),
     (r"computed by DequantizeLinear", "weight behind DequantizeLinear"),
     (r"product of two tensors", "product of two computed tensors"),
+    (r"is a batch of \d+ matrices", "batch of matrices as weight"),
+    (r"is a vector, so", "vector as weight"),
     (r"left operand", "weight on the left"),
     (r"is shared with", "shared weight"),
     (r"quantised", "quantised layer"),

@@ -195,3 +195,25 @@ def test_a_child_with_a_shared_weight_passes_the_checker():
     names = [tensor.name for tensor in grown.model.graph.initializer]
     assert "w" in names
     assert "compnet/t/reader_0.weight" in names
+
+
+def test_the_standard_operators_may_be_imported_by_their_long_name():
+    model = build(DENSE, opset=13, w=(4, 3))
+    model.opset_import[0].domain = "ai.onnx"
+    x = RNG.normal(size=(300, 4)).astype(np.float32)
+    assert oc.grow(model, "t", {"x": x}, activation="hardswish", candidates=12, lam=0.01).site_error < 1
+
+
+def test_two_readers_with_the_weight_on_either_side_are_solved_together():
+    model = build(
+        "g (float[N,5,4] x) => (float[N,3,4] y, float[N,2,4] z) { h = Conv(x, w) t = Relu(h) y = MatMul(v, t)"
+        " z = Conv(t, u) }",
+        w=(6, 5, 1),
+        v=(3, 6),
+        u=(2, 6, 1),
+    )
+    x = RNG.normal(size=(600, 5, 4)).astype(np.float32)
+    grown = oc.grow(model, "t", {"x": x}, candidates=60, lam=1e-4, alpha=0.0, kernel=1)
+    assert grown.site.readers == ("y", "z")
+    assert grown.sites[0].predicted_error == pytest.approx(grown.site_error, rel=0.02)
+    assert grown.site_error < 0.1

@@ -215,11 +215,12 @@ class GraphIndex:
 
     @cached_property
     def unfed(self) -> frozenset[str]:
-        """What no input of the model reaches: ``constants``, and what any other nodes make of these."""
+        """What is the same in every run: ``constants``, and what nodes of other domains make of these."""
         found = {"", *self.initializers, *self.sparse}
         for node in self.nodes:
-            source = bool(node.input) or is_op(node, "Constant")
-            if source and found.issuperset(node.input) and not any(subgraphs(node)):
+            source = any(node.input) or is_op(node, "Constant")
+            fixed = not is_op(node, *_RANDOM, "Dropout") and not any(subgraphs(node))
+            if source and fixed and found.issuperset(node.input):
                 found.update(node.output)
         return frozenset(found - {""})
 

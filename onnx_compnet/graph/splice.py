@@ -235,6 +235,7 @@ class _Surgery:
         resized = None if target is None else resized_target(target, self.neurons * taps)
         if resized is not None:
             self.old[position].inputs[1] = self.writer.constant(name, np.array(resized, np.int64))
+            self.edits.release(node.input[1])
 
     # ------------------------------------------------------------ putting it back
 

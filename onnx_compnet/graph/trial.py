@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 from onnx import ModelProto
 
 from onnx_compnet.graph.edits import Edits
-from onnx_compnet.graph.index import GraphIndex
+from onnx_compnet.graph.index import GraphIndex, opset
 from onnx_compnet.graph.layer_writer import LayerWriter
 from onnx_compnet.graph.sites import Site
 from onnx_compnet.layers import Activation, CandidateLayer, Dimension
@@ -28,8 +28,8 @@ def layer_alone(model: ModelProto, site: Site, activation: Activation, kernel: t
         [onnx.helper.make_tensor_value_info("t", elem_type, shape)],
         [onnx.helper.make_tensor_value_info("y", elem_type, None)],
     )
-    opsets = [item for item in model.opset_import if not item.domain]
-    alone = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version)
+    imported = [onnx.helper.make_opsetid("", opset(model))]
+    alone = onnx.helper.make_model(graph, opset_imports=imported, ir_version=model.ir_version)
     index = GraphIndex.of(alone)
     edits = Edits(index, "trial")
     writer = LayerWriter(edits, index.opset, site)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -64,7 +65,8 @@ def find_constant(index: GraphIndex, tensor: str) -> ConstantSource | None:
     ):
         path.append(position)
         name = index.nodes[position].input[0]
-    kind = _inferred_type(index, tensor) if path else held_type(index, name)
+    same = all(is_op(index.nodes[position], "Identity") for position in path)
+    kind = held_type(index, name) if same else _inferred_type(index, tensor)
     if kind is None:
         return None
     return ConstantSource(tensor, name, index.producers.get(name), *kind, tuple(reversed(path)))
@@ -110,10 +112,11 @@ def constant_value(index: GraphIndex, source: ConstantSource) -> NDArray[Any]:
 
 def scalar(index: GraphIndex, tensor: str) -> float | None:
     """The value of a constant with one element, or None."""
-    value = fold_small(index, tensor)
-    if value is None or value.size != 1 or value.dtype.kind not in "biufV":
+    source = find_constant(index, tensor)
+    if source is None or math.prod(source.dims) != 1:
         return None
-    return float(value.reshape(()))
+    value = fold_small(index, tensor)
+    return None if value is None or value.dtype.kind not in "biufV" else float(value.reshape(()))
 
 
 def integers(index: GraphIndex, tensor: str) -> tuple[int, ...] | None:

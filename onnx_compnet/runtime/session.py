@@ -148,14 +148,14 @@ def require_runnable(layer: onnx.ModelProto, dtype: str, device: Device) -> None
     try:
         Session(layer, device)
     except ModelError as error:
-        named = re.search(r"implementation for (\w+)\(|operator \((\w+)\)", str(error))
-        op = next(filter(None, named.groups()), "") if named else ""
-        linear = op in ("Conv", "Gemm", "MatMul")
+        named = re.search(r"implementation for (\w+)\(|of operator \((\w+)\)", str(error))
+        if named is None:
+            raise
+        op = named[1] or named[2]
+        advice = [] if op in ("Conv", "Gemm", "MatMul") else ["take another activation"]
+        advice += [] if dtype == "float32" else ["grow the model in float32 and convert the child"]
         raise UnsupportedError(
-            f"onnxruntime's {device.kind.upper()} provider can't run {op or 'the new layer'} in {dtype}; "
-            + ("" if linear else "take another activation, or ")
-            + "grow the model in float32 and convert the child"
-            + ("" if op else f" ({error})")
+            f"onnxruntime's {device.kind.upper()} provider can't run {op} in {dtype}; {', or '.join(advice)}"
         ) from error
 
 

@@ -216,7 +216,7 @@ def test_help_needs_neither_torch_nor_onnxruntime():
 
 def run_in_shell(line, **environment):
     """The command in a shell of its own, for what only a real process has: streams and encodings."""
-    line = line.replace("onnx-compnet", f'"{sys.executable}" -m onnx_compnet')
+    line = line.replace("onnx-compnet", f'"{sys.executable}" -m onnx_compnet', 1)
     return subprocess.run(
         ["sh", "-c", line], capture_output=True, check=False, env={**os.environ, **environment}
     )

@@ -330,6 +330,13 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto], str]] = {
         ),
         "product of two tensors",
     ),
+    "drawn_weight": (
+        lambda: build(
+            "g (float[N,4] x) => (float[N,3] y) { v = RandomNormalLike(w) t = Relu(x) y = MatMul(t, v) }",
+            w=(4, 3),
+        ),
+        "computed by RandomNormalLike 'v': a product of two tensors has no constant weight",
+    ),
     "input_weight": (
         lambda: build("g (float[N,4] x, float[4,3] w) => (float[N,3] y) { t = Relu(x) y = MatMul(t, w) }"),
         "graph input 'w'",

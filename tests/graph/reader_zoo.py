@@ -218,6 +218,14 @@ def conv_transpose(axes: int, attributes: str = "", bias: bool = True) -> ModelP
 TRANSPOSED_CONVS = {
     **{f"{axes}d": lambda a=axes: conv_transpose(a) for axes in (1, 2, 3)},
     "bare": lambda: conv_transpose(2, bias=False),
+    "grouped": lambda: build(
+        "g (float[N,4,5] x) => (float[N,6,a] y) { t = Relu(x) y = ConvTranspose<group=2, strides=[2]>(t, w, b) }",
+        w=(4, 3, 3),
+        b=(6,),
+    ),
+    "depthwise": lambda: build(
+        "g (float[N,4,5] x) => (float[N,8,a] y) { t = Relu(x) y = ConvTranspose<group=4>(t, w) }", w=(4, 2, 3)
+    ),
     "strided": lambda: conv_transpose(2, "<strides=[2,3], pads=[1,0,2,1], output_padding=[1,2]>"),
     "dilated": lambda: conv_transpose(1, "<dilations=[2], strides=[2]>"),
     "cut_to_less_than_the_input": lambda: conv_transpose(1, "<pads=[3,3]>"),
