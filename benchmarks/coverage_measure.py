@@ -38,7 +38,10 @@ class Runner:
         options.log_severity_level = 4
         options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(
-            shown.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            shown.SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=["GemmTransposeFusion"],  # it loses a Transpose whose output is wanted
         )
         self.all = [*self.names, *extra]
 

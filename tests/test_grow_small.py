@@ -343,3 +343,14 @@ def test_a_model_that_draws_random_numbers_is_grown_with_a_warning():
     x = normal(300, 4, scale=1).astype(np.float32)
     grown = oc.grow(network(nodes, weights, (4,), 2), "relu", {"x": x})
     assert any("draws random numbers itself (RandomNormalLike 'noise')" in w for w in grown.warnings)
+
+
+def test_a_transpose_in_front_of_a_gemm_may_be_a_site():
+    """onnxruntime's fusion of the two would lose the Transpose, whose output is captured."""
+    text = "g (float[N, 4] x) => (float[N, 3] y) { t = Transpose <perm = [1, 0]> (x) "
+    text += "wt = Transpose <perm = [1, 0]> (w) y = Gemm <transA = 1> (t, wt) }"
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}')
+    weight = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    x = np.random.default_rng(1).standard_normal((200, 4)).astype(np.float32)
+    assert oc.grow(model, "tensor:t", {"x": x}).site_error < 0.5

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 Feeds: TypeAlias = Mapping[str, np.ndarray[Any, Any]]
 
+_DISABLED = ["GemmTransposeFusion"]  # drops a Transpose that a Gemm reads even where it makes an output
 _PROTOBUF_LIMIT = 2**31 - 1  # bytes; a larger model can't be one message
 _EXTERNAL_FROM = 1024  # bytes; smaller initialisers (shapes, scalars) stay in the message
 _OUT_OF_MEMORY = ("failed to allocate", "bad_alloc", "bad allocation", "out of memory", "cuda failure 2:")
@@ -182,10 +183,14 @@ def _create(model: onnx.ModelProto, options: Any, device: Device) -> Any:
     try:
         if _size(model) < _PROTOBUF_LIMIT:
             content = model.SerializeToString()
-            return onnxruntime.InferenceSession(content, options, providers=providers)
+            return onnxruntime.InferenceSession(
+                content, options, providers=providers, disabled_optimizers=_DISABLED
+            )
         with tempfile.TemporaryDirectory(prefix="onnx_compnet_") as folder:
             path = _write_external(model, Path(folder))
-            return onnxruntime.InferenceSession(str(path), options, providers=providers)
+            return onnxruntime.InferenceSession(
+                str(path), options, providers=providers, disabled_optimizers=_DISABLED
+            )
     except OSError as error:
         what = "the disk is full" if error.errno == errno.ENOSPC else str(error)
         raise ResourceError(
