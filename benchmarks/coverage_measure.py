@@ -21,6 +21,8 @@ OTHER_LINEAR = (
     *("FusedConv", "FusedGemm", "FusedMatMul", "QGemm", "MatMulNBits", "DynamicQuantizeMatMul"),
 )
 
+INTEGER = ("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul", "QGemm", "MatMulNBits")
+
 # ---------------------------------------------------------------- running
 
 

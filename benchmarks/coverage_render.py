@@ -22,20 +22,12 @@ LABELS = (  # of a refusal, the first that fits
     (r"it lies in a body", "in a body of If, Loop or Scan"),
     (r"is read in a body", "tensor read in a body of If, Loop or Scan"),
     (r"local function", "in a local function"),
-    (r"is read by (\w+) .*needs mode block", r"tensor read by \1, too"),
     (r"is read by (\w+) .*not a linear layer", r"tensor read by \1, too"),
     (r"is an output of the model", "tensor is an output of the model"),
-    (r"(?:has|have) \d+ groups", "grouped or depthwise Conv"),
-    (r"sparse initialiser", "sparse weight"),
-    (r"computed by DequantizeLinear", "weight behind DequantizeLinear"),
     (r"product of two tensors", "product of two computed tensors"),
     (r"is a batch of \d+ matrices", "batch of matrices as weight"),
     (r"is a vector, so", "vector as weight"),
-    (r"left operand", "weight on the left"),
-    (r"is shared with", "shared weight"),
     (r"quantised", "quantised layer"),
-    (r"ConvTranspose can't", "ConvTranspose"),
-    (r"neither float32, float64 nor float16", "weight of another type"),
     (r"weight is computed by (\w+)", r"weight computed by \1"),
     (r"does not flatten", "Reshape that is no Flatten"),
     (r"is read by (\w+) '", r"tensor read by \1 otherwise"),
@@ -54,9 +46,11 @@ NOTES = """\
 - **Measured anew.** The child's check (onnx's full checker, strict shape inference, onnxruntime), the errors on
   held-out data, and the comparison of the protobufs outside the edit come from a script of its own, which shares
   no code with the tool. Where its site error is not the tool's, the site counts as failed.
-- A block (`--mode block`) is tried where `sites` refuses a linear node, with its exact set kept (λ/λ_max = 1e-6);
-  behind a rectifier, GELU, SiLU or the like it fails here if its error is above 1e-4 (5e-3 in float16). Channels
-  that are dead on the few samples fitted, and alive on those held out, count against it as well.
+- A block with an activation that allows an exact core fails here if its error is above 1e-4 (5e-3 in float16), as
+  does a site in front of a grouped Conv.
+- Only the sites that `sites` lists are tried, by the name it gives them and otherwise by default options; at most six
+  of mode replace and three blocks a model, spread over the graph, and no block of more than 512 channels where there
+  are narrower ones.
 - A model that strict shape inference refuses, or onnxruntime can't run, can't hold its child to more; it is
   marked.
 - Linear nodes are Conv, Gemm, MatMul, ConvTranspose and their quantised and fused kin in the main graph. Those in
@@ -77,7 +71,14 @@ def document(records: Sequence[Record]) -> str:
         members = [model for model in models if model["group"] == group]
         if members:
             parts.append(_table(title, members, sites))
-    parts += [_failures(models, sites), _refusals(models), _not_grown(sites), _times(models), NOTES]
+    parts += [
+        _failures(models, sites),
+        _blocks(models),
+        _refusals(models),
+        _not_grown(sites),
+        _times(models),
+        NOTES,
+    ]
     return "\n".join(part for part in parts if part)
 
 
@@ -86,7 +87,7 @@ def _head(models: Sequence[Record], sites: dict[str, list[Record]]) -> str:
     tried = [site for each in sites.values() for site in each]
     count = Counter(site["status"] for site in tried)
     linear, read, block = (sum(model[key] for model in good) for key in ("linear", "read", "block"))
-    without = sum(len(model["no_block"]) for model in good)
+    refused, integer = (sum(model[key] for model in good) for key in ("refused", "integer"))
     lost = sum(len(model["neither_or_both"]) for model in good)
     bytes_ = [site["same_bytes"] for site in tried if "same_bytes" in site]
     versions = next((model["versions"] for model in reversed(good) if "versions" in model), {})
@@ -104,9 +105,10 @@ Rendered from [benchmarks/results/coverage.jsonl](../benchmarks/results/coverage
 | models that failed to load or list | {len(models) - len(good)} |
 | linear nodes in their main graphs | {linear:,} |
 | … in front of which a new layer can go and the node be solved anew | {read:,} ({_share(read, linear)}) |
-| … otherwise, whose input can be grown by a block | {block:,} |
+| … otherwise, in front of which a block can go | {block:,} |
 | … growable by one or the other | {read + block:,} ({_share(read + block, linear)}) |
-| … refused with a reason, for a block as well | {without:,} |
+| … the same of those in floating point | {_share(read + block, linear - integer)} |
+| … refused with a reason | {refused:,} |
 | … neither listed nor refused, or both | {lost} |
 | sites that the tool lists | {sum(model["sites"] for model in good):,} |
 | sites grown for this document | {len(tried)} |
@@ -203,6 +205,18 @@ def _fit(site: Record) -> str:
         return ""
     rows = site["rows"] / site["columns"]
     return f" ({site['channels']} channels, {site['kept']} of {site['candidates']} kept, {rows:.0f} rows a column)"
+
+
+def _blocks(models: Sequence[Record]) -> str:
+    count = Counter(label(reason) for model in models for reason in model.get("why_block", []))
+    lines = [
+        "## Blocks in front of linear nodes, by reason\n",
+        "Why the nodes that read the tensor can't be solved anew.\n",
+        "| reason | blocks |",
+        "|---|---:|",
+        *(f"| {reason} | {number} |" for reason, number in count.most_common()),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _refusals(models: Sequence[Record]) -> str:

@@ -19,8 +19,6 @@ import onnx_compnet as oc
 import onnx_compnet.pipeline  # heavy: once, before the models' processes are forked
 from benchmarks import coverage_measure as measure
 from benchmarks.coverage_cases import Case
-from onnx_compnet.graph.names import TENSOR_PREFIX, Names
-from onnx_compnet.graph.survey import survey as look
 
 Record = dict[str, Any]
 MOST_CANDIDATES = 24
@@ -32,7 +30,6 @@ BLOCK_SECONDS = 20.0  # the same for a block, whose exact set needs more rows
 BLOCK_CHANNELS = 512  # the widest block that is tried, where there are narrower ones
 EXACT = ("relu", "leaky_relu", "prelu", "gelu", "gelu_tanh", "silu", "hardswish", "softplus", "clip")
 EXACT_ERROR = {"float16": 5e-3}  # of a block that keeps its exact set; 1e-4 for the other types
-KEEP_ALL = 1e-6  # λ/λ_max that leaves a block its exact set
 AGREE = 0.02  # the tool's site error against the one measured here, relative
 
 
@@ -64,13 +61,14 @@ def survey(case: Case, most_sites: int) -> tuple[Record, ModelProto, list[Any]]:
     listed = time.perf_counter()
     refused = oc.refusals(model)
     done = time.perf_counter()
-    names = [node.name or node.output[0] for node in measure.linear_nodes(model.graph)]
+    linear = measure.linear_nodes(model.graph)
+    names = [node.name or node.output[0] for node in linear]
     no = {item.name: item.reason for item in refused}
     replaced = {name for site in sites if site.mode == "replace" for name in site.readers}
     in_front = {name for site in sites if site.mode == "block" for name in site.readers}
     wrong = [name for name in names if (name in replaced | in_front) == (name in no)]
-    blocks, no_block = _blocks(model, sites, no)
-    refused_there = [name for name in names if name not in replaced]
+    blocks = [site for site in sites if site.mode == "block"]
+    narrow = [site for site in blocks if site.channels <= BLOCK_CHANNELS]
     record = {
         "kind": "model",
         "model": case.name,
@@ -87,11 +85,12 @@ def survey(case: Case, most_sites: int) -> tuple[Record, ModelProto, list[Any]]:
         "sites": len(sites),
         "modes": {mode: sum(site.mode == mode for site in sites) for mode in sorted({s.mode for s in sites})},
         "linear": len(names),
-        "read": len(names) - len(refused_there),
-        "refused": sum(name in no for name in refused_there),
+        "integer": sum(node.op_type in measure.INTEGER for node in linear),
+        "read": sum(name in replaced for name in names),
+        "block": sum(name in in_front - replaced for name in names),
+        "refused": sum(name in no for name in names),
         "neither_or_both": wrong,
-        "block": sum(name in in_front or name in no for name in refused_there) - len(no_block),
-        "no_block": no_block,
+        "why_block": [site.why_block for site in blocks if set(site.readers) & set(names)],
         "inside": measure.linear_inside(model.graph),
         "reasons": [[item.op_type, item.name, item.reason] for item in refused],
         "parent_check": measure.invalid(model),
@@ -101,7 +100,7 @@ def survey(case: Case, most_sites: int) -> tuple[Record, ModelProto, list[Any]]:
     chosen = []
     if record["parent_run"] is None:
         chosen = _spread([site for site in sites if site.mode == "replace"], most_sites)
-        chosen += _spread(blocks, (most_sites + 1) // 2)
+        chosen += _spread(narrow or blocks, (most_sites + 1) // 2)
     record["tried"] = [key(site) for site in chosen]
     return record, model, chosen
 
@@ -109,33 +108,6 @@ def survey(case: Case, most_sites: int) -> tuple[Record, ModelProto, list[Any]]:
 def key(site: Any) -> str:
     """What the results call a site."""
     return f"{site.name} (block)" if site.mode == "block" else str(site.name)
-
-
-def _blocks(
-    model: ModelProto, sites: Sequence[Any], no: Mapping[str, str]
-) -> tuple[list[Any], list[list[str]]]:
-    """The block sites that are listed or at the inputs of refused linear nodes; op, name and reason where none is."""
-    found = {site.tensor: site for site in sites if site.mode == "block"}
-    read = {name for site in found.values() for name in site.readers}
-    known = Names(look(model))
-    without = []
-    for node in measure.linear_nodes(model.graph):
-        name = node.name or node.output[0]
-        if name not in no or name in read:
-            continue
-        reasons = []
-        for tensor in node.input[:2]:
-            try:
-                site = found.get(tensor) or known.resolve(TENSOR_PREFIX + tensor, "block")
-            except oc.CompnetError as error:
-                reasons.append(str(error))
-                continue
-            found[tensor] = site
-            break
-        else:
-            without.append([node.op_type, name, reasons[0] if reasons else "no input"])
-    narrow = [site for site in found.values() if site.channels <= BLOCK_CHANNELS]
-    return narrow or list(found.values()), without
 
 
 def _versions() -> dict[str, str]:
@@ -191,12 +163,9 @@ def _grown(case: Case, model: ModelProto, site: Any, again: bool) -> Record:
         "holdout_data": lambda: iter(plan.held_out),
         "candidates": plan.candidates,
         "method": "alg3",
-        "mode": site.mode,
         "seed": 0,
         "device": "cpu",
     }
-    if site.mode == "block":
-        options["lam"] = KEEP_ALL
     start = time.perf_counter()
     growth = oc.grow(model, after=site.name, **options)
     seconds = time.perf_counter() - start
@@ -205,7 +174,8 @@ def _grown(case: Case, model: ModelProto, site: Any, again: bool) -> Record:
     errors, outputs, finite = measure.compare(parent, child, plan.held_out, targets)
     wrong = _violations(parent, child, site, growth, errors, finite)
     record = {
-        "candidates": plan.candidates,
+        "groups": site.groups,
+        "candidates": growth.candidates,
         "kept": len(growth.kept),
         "rows": plan.rows,
         "columns": plan.columns,
@@ -240,8 +210,9 @@ def _violations(
     if not math.isclose(theirs, ours, rel_tol=AGREE, abs_tol=1e-5):
         found.append(f"the tool measured a site error of {theirs:.4g}, this script {ours:.4g}")
     limit = EXACT_ERROR.get(site.dtype, 1e-4)
-    if site.mode == "block" and site.activation.name in EXACT and not ours <= limit:
-        found.append(f"a block that keeps its exact set is off by {ours:.3g}")
+    core = site.mode == "block" or site.groups > 1
+    if core and site.activation.name in EXACT and not ours <= limit:
+        found.append(f"a site that keeps its exact core is off by {ours:.3g}")
     names = [name for name, _ in growth.targets]
     return found + measure.differences(parent, child, site.tensor, names)
 
@@ -259,12 +230,14 @@ def _plan(case: Case, model: ModelProto, site: Any) -> Plan:
     a_sample = (time.perf_counter() - start) / size
     rows = max(1, min(found[name].size // width for name, width in features.items()) // size)
     taps = site.max_taps
-    wanted = 2 * site.channels if site.mode == "block" else min(2 * site.channels, MOST_CANDIDATES)
-    seconds = BLOCK_SECONDS if site.mode == "block" else SECONDS_OF_FORWARD
+    core = site.mode == "block" or site.groups > 1  # begins with neurons that keep the function
+    wanted = 2 * site.channels if core else min(2 * site.channels, MOST_CANDIDATES)
+    seconds = BLOCK_SECONDS if core else SECONDS_OF_FORWARD
     affordable = int(seconds / max(a_sample, 1e-6))
-    samples = min(max(math.ceil(ROWS_A_COLUMN * wanted * taps / rows), 16), MOST_SAMPLES, max(affordable, 8))
+    columns = wanted // site.groups * taps
+    samples = min(max(math.ceil(ROWS_A_COLUMN * columns / rows), 16), MOST_SAMPLES, max(affordable, 8))
     candidates = wanted
-    if site.mode != "block":
+    if not core:
         candidates = max(min(wanted, samples * rows // (ROWS_A_COLUMN * taps)), min(wanted, 4))
         if candidates * taps >= samples * rows:
             candidates = max(1, samples * rows // (2 * taps))
@@ -274,7 +247,7 @@ def _plan(case: Case, model: ModelProto, site: Any) -> Plan:
         case.feed(batch, rng, held_out=out) for _ in range(math.ceil(n / batch))
     ]
     fit = feed(samples, False)
-    return Plan(candidates, fit, feed(held, True), rows * batch * len(fit), candidates * taps)
+    return Plan(candidates, fit, feed(held, True), rows * batch * len(fit), candidates // site.groups * taps)
 
 
 @contextmanager
