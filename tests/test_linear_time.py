@@ -65,6 +65,10 @@ class Chain:
         scores = self.node("MatMul", q, self.node("Transpose", k, perm=[0, 1, 3, 2]))
         return self.node("Add", t, self.node("MatMul", self.node("Softmax", scores, axis=-1), v))
 
+    def shared(self, t: str) -> str:
+        one = self.weights[0].name if self.weights else self.weight(4, 4)
+        return self.node("Tanh", self.node("MatMul", t, one))
+
     def elementwise(self, t: str) -> str:
         return self.node("Mul", self.node("Sigmoid", t), t)
 
@@ -96,7 +100,7 @@ def tried(kind: str, blocks: int, folder: Path) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("kind", ["conv", "residual", "pools", "dense", "attention", "elementwise"])
+@pytest.mark.parametrize("kind", ["conv", "residual", "pools", "dense", "attention", "shared", "elementwise"])
 def test_four_times_the_blocks_are_four_times_the_work(kind, tmp_path):
     oc.find_sites(Chain(kind, 2).model)  # imports what there is to import
     few, many = (tried(kind, blocks, tmp_path) for blocks in (BLOCKS, TIMES * BLOCKS))
