@@ -197,11 +197,22 @@ def fit_readers(problems: Sequence[Problem], rho: float) -> tuple[tuple[ReaderFi
             W2, b2 = problem.prior.to(problem.fit.uy), problem.exact_b2.to(problem.fit.uy)
         else:
             fit = ridge.fit(problem.fit, rho, problem.prior)
-            W2, b2 = fit.W2, fit.b2
+            W2, b2 = _better(problem, fit)
             notes += fit.warnings
         W2s.append(W2)
         b2s.append(b2)
     return measured(problems, W2s, b2s), tuple(dict.fromkeys(notes))
+
+
+def _better(problem: Problem, fit: ridge.RidgeFit) -> tuple[Tensor, Tensor]:
+    """The fit's W2 and b2, or the prior's where these are closer on rows that were not fitted."""
+    if problem.prior is not None and problem.held_out is not None and problem.held_out.n:
+        prior = problem.prior.to(fit.W2)
+        known = prior, ridge.intercept(problem.fit, prior)
+        error = ridge.relative_error(problem.held_out, fit.W2, fit.b2)
+        if ridge.relative_error(problem.held_out, *known) < error:
+            return known
+    return fit.W2, fit.b2
 
 
 def measured(

@@ -184,3 +184,16 @@ def test_exact_weights_are_taken_as_they_are_while_their_neurons_stay(site: Site
         torch.testing.assert_close(found.readers[0].W2[rows], prior[:6], rtol=0, atol=0)
     fewer = select("alg3", [problem], keep=4, constraints=Constraints(tuple(range(6))))
     assert not torch.equal(fewer.readers[0].b2, b2)
+
+
+def test_of_fit_and_known_weights_the_better_on_other_rows_is_taken(site: Site) -> None:
+    """Fitted to few rows, the weights follow the noise; where those that are known are far off, they don't count."""
+    generator = torch.Generator().manual_seed(5)
+    truth = torch.randn(24, 4, dtype=torch.float64, generator=generator)
+    y = site.A @ truth + 2 * torch.randn(len(site.A), 4, dtype=torch.float64, generator=generator)
+    few, others = Moments.from_rows(site.A[:30], y[:30]), Moments.from_rows(site.A[30:], y[30:])
+    right, wrong = truth + 0.01, 9 * truth
+    for prior, taken in ((right, True), (wrong, False)):
+        problem = Problem(few, others, prior=prior)
+        (reader,) = select("random", [problem], keep=24).readers
+        assert torch.equal(reader.W2, prior) == taken
