@@ -115,7 +115,8 @@ def _sites(
             sites |= {site.tensor: site for site in found if site.tensor not in sites}
             continue
         name = place if isinstance(place, str) else TENSOR_PREFIX + place.tensor
-        site = names.resolve(parent, name, mode)
+        own = place.mode if isinstance(place, Site) and mode == "auto" else mode
+        site = names.resolve(parent, name, own)
         if site.tensor in called:
             raise UsageError(
                 f"--after {name} and --after {called[site.tensor]} name the same place, tensor {site.tensor}"

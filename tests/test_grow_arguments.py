@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import onnx_compnet as oc
 from onnx_compnet.graph import provenance
+from onnx_compnet.graph.names import resolve
 
 X = np.random.default_rng(0).normal(size=(400, 5)).astype(np.float32)
 
@@ -49,6 +50,8 @@ def test_a_site_is_a_place():
     grown = oc.grow(model(), site, {"x": X}, candidates=8)
     assert grown.site == site
     assert oc.grow(model(), [site], {"x": X}, candidates=8).model == grown.model
+    block = resolve(model(), "first", "block")
+    assert oc.grow(model(), block, {"x": X}).site.mode == "block"
 
 
 @pytest.mark.parametrize(
