@@ -8,7 +8,7 @@ from collections.abc import Callable
 from onnx import NodeProto
 
 from onnx_compnet.graph.activations import match_backward
-from onnx_compnet.graph.index import GraphIndex, is_op, text_attribute
+from onnx_compnet.graph.index import GraphIndex, float_attribute, is_op, text_attribute
 from onnx_compnet.graph.weights import scalar
 from onnx_compnet.layers import Activation
 
@@ -61,6 +61,8 @@ def _through(index: GraphIndex, node: NodeProto, of: Callable[[str], Bounds]) ->
     """What a node makes of its inputs' bounds."""
     if not node.input or not is_op(node, node.op_type):
         return ANYTHING
+    if is_op(node, "Dropout") and len(node.input) > 2:  # in training mode it scales what it leaves
+        return ANYTHING
     if is_op(node, *_SAME_VALUES):
         return of(node.input[0])
     if is_op(node, "AveragePool"):  # zeros of the padding may be counted in
@@ -72,7 +74,8 @@ def _through(index: GraphIndex, node: NodeProto, of: Callable[[str], Bounds]) ->
         return 0.0, 1.0
     if is_op(node, "Resize", "Upsample") and text_attribute(node, "mode", "nearest") != "cubic":
         low, high = of(node.input[0])
-        return min(low, 0.0), max(high, 0.0)  # beyond the edges it may be extrapolated with 0
+        beyond = float_attribute(node, "extrapolation_value", 0.0)
+        return min(low, beyond), max(high, beyond)
     if not is_op(node, "Concat", "Max", "Min", "Add", "Sum", "Mul"):
         return ANYTHING
     each = [

@@ -26,6 +26,7 @@ KNOWN = [
     ("t = Softmax<axis=1>(x)", (0, 1)),
     ("a = Exp(x) t = Dropout(a)", (0, INF)),
     ("t = Softplus(x)", (0, INF)),
+    ('a = Sigmoid(x) k = Constant<value = float[4] {1,1,2,2}>() t = Resize<mode="linear">(a, , k)', (0, 1)),
 ]
 UNKNOWN = [
     "t = Neg(x)",
@@ -34,6 +35,8 @@ UNKNOWN = [
     "a = Relu(x) t = Conv(a, w)",
     "a = Relu(x) t = BatchNormalization(a, s, s, s, s)",
     "t = Elu(x)",
+    'a = Relu(x) k = Constant<value = float[4] {1,1,2,2}>() t = Resize<mode="cubic">(a, , k)',
+    "a = Relu(x) r = Constant<value_float = 0.5>() b = Constant<value = bool {1}>() t = Dropout(a, r, b)",
     "t = Gelu(x)",
 ]
 
