@@ -5,6 +5,7 @@ The only place where runtime and numerics meet; what comes out does not grow wit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -88,11 +89,15 @@ def collect(
     )
 
 
-def first_scale(session: Session, batches: Batches, site: Site) -> float:
-    """The root mean square of the site's tensor over the first batch; 1 where that is 0."""
-    _, tensors = next(iter(capture(session, batches)))
-    scale = float(_computable(tensors[site.tensor]).double().square().mean().sqrt())
-    return scale if scale > 0 else 1.0
+def scale(session: Session, batches: Batches, site: Site) -> float:
+    """The root mean square of the site's tensor, or a tenth of its largest value if that is more; 1 if it is 0."""
+    squares, count, largest = 0.0, 0, 0.0
+    for _, tensors in capture(session, batches):
+        t = _computable(tensors[site.tensor]).double()
+        squares, count = squares + float(t.square().sum()), count + t.numel()
+        largest = max(largest, float(t.abs().max()) if t.numel() else 0.0)
+    found = max((squares / max(count, 1)) ** 0.5, largest / 10)
+    return found if found > 0 and math.isfinite(found) else 1.0
 
 
 def _targets(readers: Sequence[Reader], group: ReaderGroup, tensors: dict[str, Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any
 import onnx
 import torch
 
-from onnx_compnet.collect import ReaderGroup, Statistics, collect, first_scale, reader_groups
+from onnx_compnet.collect import ReaderGroup, Statistics, collect, reader_groups, scale
 from onnx_compnet.config import GrowOptions
 from onnx_compnet.core import Known, by_group, known_weights
 from onnx_compnet.errors import DataError, ResourceError, UsageError, VerificationError
@@ -92,8 +92,9 @@ def grow(
     with _out_of_memory_said():
         for planned in job.sites:
             site = names.resolve(current, TENSOR_PREFIX + planned.tensor, planned.mode)
+            site = replace(site, name=planned.name, activation=planned.activation)
             try:
-                current, step = _grow_site(current, replace(site, name=planned.name), job, options, stopwatch)
+                current, step = _grow_site(current, site, job, options, stopwatch)
             except DataError as error:
                 raise DataError(f"site {planned.name}: {error}") from error
             steps.append(step)
@@ -154,8 +155,8 @@ def _grow_site(
     with stopwatch("capture"):
         outputs = dict.fromkeys([site.tensor, *(reader.output for reader in site.linear)])
         session = Session(prune.prefix(model, list(outputs)), job.device)
-        exact = initialise.is_exact(activation_at(site, options), site.bounds)
-        t_scale = first_scale(session, job.split.fit, site) if has_core(site) and not exact else 1.0
+        scaled = has_core(site) and initialise.needs_scale(activation_at(site, options), site.bounds)
+        t_scale = scale(session, job.split.fit, site) if scaled else 1.0
         core = core_of(site, options, t_scale)
         candidate = candidate_layer(site, options, core)
         bar = f"{site.name}: " if options.progress else None
@@ -296,8 +297,9 @@ def _site_growth(step: _Step, verdict: Verdict, options: GrowOptions) -> SiteGro
     solution = selection.solution
     errors: dict[str, float] = {}
     for reader, (_, child) in zip(step.site.linear, step.targets, strict=True):
-        if child in verdict.targets:  # readers may have the same name: the worst of them counts
-            errors[reader.node] = max(verdict.targets[child].rel_error, errors.get(reader.node, 0.0))
+        measured = verdict.targets.get((child, output_channel_axis(reader.geometry)))
+        if measured is not None:  # readers may have the same name: the worst of them counts
+            errors[reader.node] = max(measured.rel_error, errors.get(reader.node, 0.0))
     return SiteGrowth(
         site=step.site,
         method=options.method,
@@ -336,6 +338,11 @@ def _warnings(steps: Sequence[_Step], verdict: Verdict, job: Job, options: GrowO
     if verdict.not_compared:
         found.append(f"not compared, as no numeric tensor: {', '.join(verdict.not_compared)}")
     for step in steps:
+        if has_core(step.site) and initialise.is_flat(step.candidate.activation, step.site.bounds):
+            found.append(
+                f"{step.site.name}: {step.candidate.activation} is flat at 0, so that no neurons of it keep the "
+                "function; take another activation"
+            )
         if options.candidates is not None and options.candidates < len(step.candidate.b1):
             found.append(
                 f"{step.site.name}: {len(step.candidate.b1)} candidates instead of {options.candidates}, "

@@ -133,8 +133,11 @@ def _sites(
 
 
 def activation_at(site: Site, options: GrowOptions) -> Activation:
-    """The new layer's activation."""
-    return site.activation if options.activation == "auto" else activation_named(options.activation)
+    """The new layer's activation: relu where a core is needed, and of the one in front of the site there is none."""
+    if options.activation != "auto":
+        return activation_named(options.activation)
+    flat = has_core(site) and initialise.is_flat(site.activation, site.bounds)
+    return Activation("relu") if flat else site.activation
 
 
 def has_core(site: Site) -> bool:

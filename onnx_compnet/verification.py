@@ -79,8 +79,9 @@ class Gates:
 class Verdict:
     """The outcome of a comparison; true when every gate holds and every output is finite.
 
-    ``outputs`` and ``targets`` map a tensor's name in the child to its Comparison; ``failures`` has a sentence
-    for each gate that does not hold; ``not_compared`` names outputs that are not numeric tensors.
+    ``outputs`` maps a tensor's name in the child to its Comparison, ``targets`` a name and a channel axis;
+    ``failures`` has a sentence for each gate that does not hold; ``not_compared`` names outputs that are not
+    numeric tensors.
     """
 
     outputs: Mapping[str, Comparison]
@@ -90,7 +91,7 @@ class Verdict:
     random_data: bool
     device: str
     providers: tuple[str, ...]
-    targets: Mapping[str, Comparison] = field(default_factory=dict)
+    targets: Mapping[tuple[str, int], Comparison] = field(default_factory=dict)
     not_compared: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
@@ -229,7 +230,7 @@ def compare(
         random_data=random_data,
         device=device.name,
         providers=child_session.providers,
-        targets={t.child: d.result() for t, d in zip(targets, inner, strict=True)},
+        targets={(t.child, t.channel_axis): d.result() for t, d in zip(targets, inner, strict=True)},
         not_compared=tuple(sorted(not_compared)),
     )
 

@@ -37,6 +37,8 @@ def bounds(index: GraphIndex, tensor: str) -> Bounds:
         node = index.producer(name)
         if node is None or budget[0] < 0:
             return ANYTHING
+        if not index.overridable.isdisjoint(node.input):  # what the caller may replace says nothing
+            return ANYTHING
         match = match_backward(index, name)
         return _range(match.activation) if match is not None else _through(index, node, of)
 
@@ -47,7 +49,7 @@ def _range(activation: Activation) -> Bounds:
     """All values that an activation can have."""
     name, parameters = activation.name, activation.parameters
     if name == "clip":
-        return parameters[0], parameters[1]
+        return min(parameters), parameters[1]
     if name in _SIGMOIDS:
         return 0.0, 1.0
     if name in ("tanh", "softsign"):

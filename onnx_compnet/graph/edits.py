@@ -12,10 +12,15 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
 from onnx_compnet.errors import VerificationError
-from onnx_compnet.graph.index import GraphIndex, captured_names, is_op, nodes_within, subgraphs
+from onnx_compnet.graph.index import (
+    INITIALIZERS_NEED_NOT_BE_INPUTS,
+    GraphIndex,
+    captured_names,
+    is_op,
+    nodes_within,
+    subgraphs,
+)
 from onnx_compnet.graph.weights import ConstantSource, permutation
-
-_INITIALIZERS_ARE_INPUTS = 4  # before this IR version every initialiser is a graph input, too
 
 
 class Edits:
@@ -90,7 +95,7 @@ class Edits:
         self._write_constants(child)
         self._write_shapes(child)
         child.graph.initializer.extend(initializers)
-        if child.ir_version < _INITIALIZERS_ARE_INPUTS:
+        if child.ir_version < INITIALIZERS_NEED_NOT_BE_INPUTS:
             for tensor in initializers:
                 info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
                 child.graph.input.append(info)
@@ -100,7 +105,7 @@ class Edits:
             if position == before:
                 for node in reversed(new):
                     nodes.insert(position, node)
-        _remove_unread(child, self._released)
+        _remove_unread(child, self._released, self._index.overridable)
         _check_consistent(self._index, child)
         return child
 
@@ -151,8 +156,11 @@ def _set_constant_node(node: NodeProto, values: NDArray[Any]) -> None:
         node.attribute[0].CopyFrom(onnx.helper.make_attribute("value", numpy_helper.from_array(values)))
 
 
-def _remove_unread(child: ModelProto, tensors: list[str]) -> None:
-    """Remove those of the constants that nothing reads, and with them what only they were computed from."""
+def _remove_unread(child: ModelProto, tensors: list[str], overridable: frozenset[str]) -> None:
+    """Remove those of the constants that nothing reads, and with them what only they were computed from.
+
+    What is ``overridable`` is part of the model's interface and stays.
+    """
     graph = child.graph
     producers = {name: position for position, node in enumerate(graph.node) for name in node.output if name}
     read = Counter(item.name for item in graph.output)
@@ -165,7 +173,7 @@ def _remove_unread(child: ModelProto, tensors: list[str]) -> None:
     pending = list(tensors)
     while pending:
         name = pending.pop()
-        if read[name] or name in gone:
+        if read[name] or name in gone or name in overridable:
             continue
         position = producers.get(name)
         if position is None:

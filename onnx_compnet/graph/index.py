@@ -15,6 +15,7 @@ from onnx_compnet.graph.inference import inferred_types
 from onnx_compnet.layers import Dimension
 
 STANDARD_DOMAINS = ("", "ai.onnx")
+INITIALIZERS_NEED_NOT_BE_INPUTS = 4  # IR version; before, every initialiser is a graph input, too
 _RANDOM = (
     "RandomNormal",
     "RandomNormalLike",
@@ -91,7 +92,16 @@ def draws_random_numbers(model: ModelProto) -> list[str]:
     found = list(nodes_within(model.graph))
     for function in model.functions:
         found += [node for top in function.node for node in (top, *_inside(top))]
-    return [describe(node) for node in found if is_op(node, *_RANDOM) and attribute(node, "seed") is None]
+    drawn = [node for node in found if is_op(node, *_RANDOM) and attribute(node, "seed") is None]
+    trained = [node for node in found if is_op(node, "Dropout") and _may_train(model, node)]
+    return [describe(node) for node in (*drawn, *trained)]
+
+
+def _may_train(model: ModelProto, dropout: NodeProto) -> bool:
+    name = dropout.input[2] if len(dropout.input) > 2 else ""
+    held = [tensor for tensor in model.graph.initializer if tensor.name == name]
+    held += [item.t for node in model.graph.node if name in node.output for item in node.attribute]
+    return bool(name) and not (held and not any(held[0].raw_data) and not any(held[0].int32_data))
 
 
 def _inside(node: NodeProto) -> Iterator[NodeProto]:
@@ -143,6 +153,8 @@ class GraphIndex:
     inputs: frozenset[str]
     """graph inputs that are not initialisers"""
     outputs: frozenset[str]
+    overridable: frozenset[str]
+    """initialisers that are graph inputs as well, whose values the caller may replace (from IR version 4 on)"""
     opset: int
 
     @classmethod
@@ -177,6 +189,12 @@ class GraphIndex:
                 i.name for i in graph.input if i.name not in initializers and i.name not in sparse
             ),
             outputs=frozenset(item.name for item in graph.output),
+            overridable=frozenset(
+                item.name
+                for item in graph.input
+                if model.ir_version >= INITIALIZERS_NEED_NOT_BE_INPUTS
+                and (item.name in initializers or item.name in sparse)
+            ),
             opset=opset(model),
         )
 

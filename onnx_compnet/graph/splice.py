@@ -51,7 +51,8 @@ def splice(model: ModelProto, site: Site, layers: NewLayers, label: str) -> Spli
         VerificationError: the weights are not finite in the model's dtype, or the result is not consistent.
     """
     found = survey(model)
-    if _site_at(found, site) != replace(site, name=""):
+    here = _site_at(found, site)
+    if here is None or replace(here, activation=site.activation) != replace(site, name=""):
         raise UsageError(f"the site '{site.name}' is not one of this model; take it from find_sites(model)")
     _check_shapes(site, layers)
     layer = _cast_layer(layers.layer, site)

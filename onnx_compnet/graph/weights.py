@@ -96,6 +96,7 @@ def can_hold(index: GraphIndex, source: ConstantSource, rank: int) -> bool:
         all(is_op(node, "Identity", "Transpose") for node in nodes)
         and not (transposed and rank != len(source.dims))
         and not is_sparse(index, source.tensor)
+        and source.tensor not in index.overridable
         and all(_read_once(index, name) for name in (source.tensor, *(node.output[0] for node in nodes)))
     )
 

@@ -55,6 +55,8 @@ def variance(init: str, activation: Activation, fan_in: int, fan_out: int) -> fl
     Raises UsageError for an unknown rule, and for kumar where h is flat at 0.
     """
     rule = {"auto": AUTO_RULES[activation.name], "xavier": "glorot"}.get(init, init)
+    if init == "auto" and rule == "kumar" and not value_and_slope_at_zero(activation)[1]:
+        rule = "he"  # flat at 0
     if rule == "he":
         return 2 / fan_in
     if rule == "glorot":
@@ -75,6 +77,7 @@ EXACT_PAIRS = frozenset(("relu", "leaky_relu", "prelu", "gelu", "gelu_tanh", "si
 LINEAR_RANGE = (
     0.02  # of the other activations' argument: bends them by 1e-4 or so, and is far above the ridge
 )
+LEAST_RISE = 0.1  # κ below which a pair is no longer exact in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +109,29 @@ _LINEAR_ABOVE_0 = ("relu", "leaky_relu", "prelu", "elu", "celu")
 
 def is_exact(activation: Activation, bounds: tuple[float, float]) -> bool:
     """Whether the core is exact to rounding for a t within ``bounds``."""
-    return activation.name in EXACT_PAIRS or slope_on(activation, *bounds) is not None
+    if slope_on(activation, *bounds) is not None:
+        return True
+    return activation.name in EXACT_PAIRS and abs(_rise(activation)) >= LEAST_RISE
+
+
+def is_flat(activation: Activation, bounds: tuple[float, float]) -> bool:
+    """Whether h(z) − h(−z) is next to nothing around 0, so that no linear layer makes t of such neurons."""
+    return slope_on(activation, *bounds) is None and abs(_rise(activation)) < LEAST_RISE
+
+
+def needs_scale(activation: Activation, bounds: tuple[float, float]) -> bool:
+    """Whether ``exact_core`` depends on the scale of t."""
+    return not is_exact(activation, bounds) or (
+        activation.name == "softplus" and slope_on(activation, *bounds) is None
+    )
+
+
+def _rise(activation: Activation) -> float:
+    """(h(z) − h(−z))/z at the end of the nearly linear range."""
+    above, below = apply(
+        activation, torch.tensor([LINEAR_RANGE, -LINEAR_RANGE], dtype=torch.float64)
+    ).tolist()
+    return float(above - below) / LINEAR_RANGE
 
 
 def core_size(D1: int, activation: Activation, bounds: tuple[float, float]) -> int:
@@ -129,8 +154,8 @@ def exact_core(
     Where h is linear on ``bounds``, between which t is known to lie: D1 Dirac kernels (Net2DeeperNet), exact.
     Otherwise ± pairs of them (n = 2·D1), exact to rounding for the activations in EXACT_PAIRS. For all others the
     pairs are scaled by LINEAR_RANGE/``t_scale``, the root mean square of t, so that h is nearly linear on them:
-    exact to about 1e-3 for tanh, and the layer starts with small gradients. With ``groups`` each has the neurons
-    of its own channels.
+    exact to about 1e-3 for tanh, and the layer starts with small gradients. (Softplus pairs are scaled to about 1,
+    as h(0) would drown smaller ones.) With ``groups`` each has the neurons of its own channels.
 
     Raises UsageError where Dn is no multiple of ``groups`` or too small.
     """
@@ -143,14 +168,12 @@ def exact_core(
     gain = 1.0
     if not is_exact(activation, bounds):
         gain = LINEAR_RANGE / t_scale
-        z = torch.tensor([LINEAR_RANGE, -LINEAR_RANGE], dtype=torch.float64)
-        above, below = apply(activation, z).tolist()
-        rise = (above - below) / LINEAR_RANGE
-        weight = 1 / (gain * rise) if rise else None
-    elif slope is None:
-        weight = 1 / (1 + activation.parameters[0]) if activation.name in ("leaky_relu", "prelu") else 1.0
-    else:
-        weight = 1 / slope
+    elif needs_scale(activation, bounds):
+        gain = 1 / t_scale
+    rise = _rise(activation) if slope is None else slope
+    if activation.name in EXACT_PAIRS and slope is None:
+        rise = 1 + activation.parameters[0] if activation.name in ("leaky_relu", "prelu") else 1.0
+    weight = None if is_flat(activation, bounds) else 1 / (gain * rise)
     each = D1 // groups
     channel = np.tile(np.arange(D1).reshape(groups, 1, each), (1, len(signs), 1)).reshape(-1)
     sign = np.tile(np.repeat(signs, each), groups)
