@@ -13,6 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnx_compnet.bridge.module import to_torch
+    from onnx_compnet.bridge.write_back import write_back
     from onnx_compnet.config import GrowOptions
     from onnx_compnet.errors import (
         AmbiguousNameError,
@@ -61,7 +63,9 @@ __all__ = [
     "iilasso",
     "load",
     "refusals",
+    "to_torch",
     "verify",
+    "write_back",
 ]
 
 _HOME = {
@@ -76,6 +80,8 @@ _HOME = {
     "Solution": "numerics.iilasso",
     "iilasso": "numerics.iilasso",
     "grow": "pipeline",
+    "to_torch": "bridge.module",
+    "write_back": "bridge.write_back",
     "Comparison": "verification",
     "Verdict": "verification",
     "verify": "verification",

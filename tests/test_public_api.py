@@ -12,7 +12,7 @@ def test_public_names():
         "AmbiguousNameError", "Comparison", "CompnetError", "DataError", "GrowOptions", "Growth", "InputError",
         "ModelError", "NameNotFoundError", "OutputExistsError", "Refusal", "ResourceError", "Site", "SiteGrowth",
         "Solution", "UnsupportedError", "UsageError", "Verdict", "VerificationError", "__version__", "find_sites",
-        "grow", "iilasso", "load", "refusals", "verify",
+        "grow", "iilasso", "load", "refusals", "to_torch", "verify", "write_back",
     ]  # fmt: skip
     for name in oc.__all__:
         assert getattr(oc, name) is not None

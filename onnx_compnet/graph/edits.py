@@ -129,6 +129,25 @@ class Edits:
                     shape.dim[axis].dim_value = size
 
 
+def write_values(model: ModelProto, values: dict[str, NDArray[Any]]) -> ModelProto:
+    """A copy of the model with other values of the same shapes for constants that its main graph holds.
+
+    A sparse constant takes the values of its stored elements.
+    """
+    child = ModelProto()
+    child.CopyFrom(model)
+    for tensor in (*child.graph.initializer, *(item.values for item in child.graph.sparse_initializer)):
+        if tensor.name in values:
+            _set_values(tensor, values[tensor.name])
+    for node in child.graph.node:
+        if is_op(node, "Constant") and node.output[0] in values:
+            if node.attribute[0].name == "sparse_value":
+                _set_values(node.attribute[0].sparse_tensor.values, values[node.output[0]])
+            else:
+                _set_constant_node(node, values[node.output[0]])
+    return child
+
+
 def _set_edges(node: NodeProto, edited: NodeProto) -> None:
     if list(node.input) != list(edited.input):
         del node.input[:]
