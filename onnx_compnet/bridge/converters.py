@@ -10,10 +10,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import onnx
-import torch
 from onnx import ModelProto, NodeProto
 from onnx2torch import convert
 from onnx2torch.node_converters.registry import add_converter, get_converter
@@ -45,7 +44,8 @@ OWN: dict[str, Callable[..., Any]] = {
     "ScatterElements": ops.scatter_elements, "GatherElements": ops.gather_elements, "OneHot": ops.one_hot,
     "Pad": ops.pad, "LSTM": recurrent.lstm, "GRU": recurrent.gru, "RNN": recurrent.rnn,
     **{f"Reduce{how}": partial(ops.reduce, how=how) for how in ops.REDUCTIONS},
-    **{name: getattr(torch, name.lower()) for name in ("Acosh", "Asinh", "Atanh", "Cosh", "Sinh")},
+    **{name: partial(ops.unary, name=name.lower()) for name in ("Acosh", "Asinh", "Atanh", "Cosh", "Sinh")},
+    "ai.onnx.ml.Scaler": ops.scaler,
 }  # fmt: skip
 
 _ALLOWED: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -70,6 +70,11 @@ _ALLOWED: dict[str, dict[str, tuple[Any, ...]]] = {
     "RNN": {"layout": (0,), "activations": (["Tanh"] * 2, ["Tanh"])},
 }  # fmt: skip
 """attribute → values that are converted (an attribute that the function does not take is left out then)"""
+_WITHOUT_EFFECT = {
+    "Conv": ("kernel_shape",), "ConvTranspose": ("kernel_shape",), "Dropout": ("seed",),
+    "Cast": ("saturate", "round_mode"), "Resize": ("extrapolation_value",),
+}  # fmt: skip
+"""attributes that say nothing new, or nothing of the types and modes that are converted"""
 _REQUIRED = {"GRU": {"linear_before_reset": 0}}  # ONNX's default is refused, too
 _LEFT_OUT = {"LSTM": (4, 7), "GRU": (4,), "RNN": (4,)}  # inputs that are not converted
 _OUTPUTS = {"Dropout": 2, "LayerNormalization": 3, "LSTM": 3, "GRU": 2, "RNN": 2, "Split": 1 << 30}
@@ -84,9 +89,11 @@ _NEWER_TYPES = (
 class Op(nn.Module):
     """One node: its function, with its attributes and the places of those inputs that it has."""
 
-    def __init__(self, function: Callable[..., Any], places: list[int], attributes: dict[str, Any], many: bool):
+    def __init__(
+        self, function: Callable[..., Any], places: list[int], attributes: dict[str, Any], many: bool
+    ):
         super().__init__()
-        parameters = inspect.signature(function).parameters if not _builtin(function) else {}
+        parameters = inspect.signature(function).parameters
         self.function, self.places, self.many = function, places, many
         self.attributes = attributes
         self.learns = "training" in parameters
@@ -101,24 +108,20 @@ class Op(nn.Module):
         return result if self.many or not isinstance(result, tuple) else result[0]
 
 
-def _builtin(function: Callable[..., Any]) -> bool:
-    return getattr(function, "__module__", "") != "" and getattr(torch, getattr(function, "__name__", ""), None) is function
-
-
-def _convert_own(node: Any, graph: OnnxGraph) -> OperationConverterResult:
+def _convert_own(node: Any, _: OnnxGraph) -> OperationConverterResult:
     proto: NodeProto = node.proto
     function = OWN[proto.op_type]
     _check(proto)
     given = {item.name: _value(item) for item in proto.attribute}
     given |= {"parts": len(proto.output)} if proto.op_type == "Split" else {}
-    parameters = {} if _builtin(function) else inspect.signature(function).parameters
+    parameters = inspect.signature(function).parameters
     old = any(item.kind is item.VAR_KEYWORD for item in parameters.values())
-    allowed = _ALLOWED.get(proto.op_type, {})
+    dropped = {"since", *_ALLOWED.get(proto.op_type, ()), *_WITHOUT_EFFECT.get(proto.op_type, ())}
     attributes = {}
     for name, value in given.items():
-        if name in parameters or (old and name not in ("since", *allowed)):
+        if name in parameters or (old and name not in dropped):
             attributes[name] = value
-        elif name not in ("since", *allowed):
+        elif name not in dropped:
             raise NotImplementedError(f"its attribute '{name}' is not known")
     places = [place for place, name in enumerate(proto.input) if name]
     return OperationConverterResult(
@@ -199,4 +202,4 @@ def to_graph_module(model: ModelProto) -> fx.GraphModule:
             raise UnsupportedError(
                 f"{describe(node.proto)} (opset {versions['']}) can't be converted to torch: {reason}"
             ) from error
-    return convert(model)
+    return cast(fx.GraphModule, convert(model))

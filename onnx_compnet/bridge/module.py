@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, cast
 
 from onnx import ModelProto
@@ -30,7 +29,7 @@ class OnnxModule(nn.Module):
     def __init__(self, normalised: Normalised) -> None:
         super().__init__()
         self.input_names, self.output_names = normalised.inputs, normalised.outputs
-        self.frozen = MappingProxyType({item.name: item.reason for item in normalised.held if item.reason})
+        self.frozen = {item.name: item.reason for item in normalised.held if item.reason}
         self._stored = tuple(item.name for item in normalised.held if item.stored)
         self._slots: list[tuple[str, nn.Module, str]] = []
         graph = to_graph_module(normalised.model)
@@ -66,7 +65,7 @@ class OnnxModule(nn.Module):
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Each tensor that the graph reads, weights and frozen ones, with its name, in the graph's order."""
         for name, holder, key in self._slots:
-            found = holder._parameters.get(key)
+            found: Tensor | None = holder._parameters.get(key)
             if found is None:
                 found = holder._buffers.get(key)
             yield name, cast(Tensor, getattr(holder, key)) if found is None else found

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -78,9 +78,11 @@ def normalise(model: ModelProto) -> Normalised:
     outputs = [item.name for item in model.graph.output]
     nodes = [_renamed(node, alias) for node in nodes if node.output[0] not in alias]
     held, nodes, constants = _held(index, source, nodes, [alias.get(name, name) for name in outputs])
-    light = _light(model, index, inlined, nodes, held, constants)
+    light = _light(model, index, inlined, nodes, constants)
     for position, name in enumerate(outputs):
-        light.graph.node.append(onnx.helper.make_node("Identity", [alias.get(name, name)], [f"output:{position}"]))
+        light.graph.node.append(
+            onnx.helper.make_node("Identity", [alias.get(name, name)], [f"output:{position}"])
+        )
         light.graph.output.add().CopyFrom(model.graph.output[position])
         light.graph.output[-1].name = f"output:{position}"
     held = [*held, *_fold(light)]
@@ -103,7 +105,9 @@ def _inlined(model: ModelProto) -> ModelProto:
             light = onnx.inliner.inline_local_functions(light)
         for _ in range(_INLININGS):
             version = GraphIndex.of(light).opset
-            unknown = {n.op_type for n in light.graph.node if not _known(n, version) and _is_function(n, version)}
+            unknown = {
+                n.op_type for n in light.graph.node if not _known(n, version) and _is_function(n, version)
+            }
             if not unknown:
                 break
             light = onnx.inliner.inline_selected_functions(
@@ -119,7 +123,7 @@ def _inlined(model: ModelProto) -> ModelProto:
 def _is_function(node: NodeProto, version: int) -> bool:
     if node.domain not in STANDARD_DOMAINS or not onnx.defs.has(node.op_type):
         return False
-    schema = onnx.defs.get_schema(node.op_type, version)
+    schema: Any = onnx.defs.get_schema(node.op_type, version)
     return bool(schema.has_function or schema.has_context_dependent_function)
 
 
@@ -180,7 +184,7 @@ def _sparse(graph: GraphIndex, name: str) -> onnx.SparseTensorProto:
         return graph.sparse[name]
     node = graph.producer(name)
     assert node is not None
-    return node.attribute[0].sparse_tensor
+    return cast(onnx.SparseTensorProto, node.attribute[0].sparse_tensor)
 
 
 def _densify(graph: GraphIndex, name: str, output: str) -> NodeProto:
@@ -188,16 +192,19 @@ def _densify(graph: GraphIndex, name: str, output: str) -> NodeProto:
     dims, places = tuple(sparse.dims), numpy_helper.to_array(sparse.indices)
     if places.ndim > 1:
         places = np.ravel_multi_index(tuple(places.T), dims)
-    return onnx.helper.make_node("Densify", [name], [output], domain=DOMAIN, places=places.tolist(), dims=dims)
+    return onnx.helper.make_node(
+        "Densify", [name], [output], domain=DOMAIN, places=places.tolist(), dims=dims
+    )
 
 
 def _light(
-    model: ModelProto, index: GraphIndex, inlined: GraphIndex, nodes: list[NodeProto], held: list[Held],
-    constants: list[str],
+    model: ModelProto, index: GraphIndex, inlined: GraphIndex, nodes: list[NodeProto], constants: list[str]
 ) -> ModelProto:  # fmt: skip
     """The nodes and the small constants, and all inputs declared that shapes may be inferred from."""
     light = ModelProto(ir_version=max(model.ir_version, 4))
-    light.opset_import.extend(item for item in inlined.model.opset_import if item.domain not in STANDARD_DOMAINS)
+    light.opset_import.extend(
+        item for item in inlined.model.opset_import if item.domain not in STANDARD_DOMAINS
+    )
     light.opset_import.append(onnx.helper.make_opsetid("", inlined.opset))
     if DOMAIN not in {item.domain for item in light.opset_import}:
         light.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
@@ -277,7 +284,9 @@ def _check_ops(light: ModelProto) -> None:
             + (f", {len(nodes) - 1} more)" if len(nodes) > 1 else ")")
             for (domain, op), nodes in missing.items()
         ]
-        raise UnsupportedError(f"no conversion to torch for {', '.join(parts)}; such a model can't be trained here")
+        raise UnsupportedError(
+            f"no conversion to torch for {', '.join(parts)}; such a model can't be trained here"
+        )
 
 
 def _version(domain: str, op: str, opset: int) -> int:
@@ -289,7 +298,11 @@ def _version(domain: str, op: str, opset: int) -> int:
 def _prepare(light: ModelProto, statistics: set[str]) -> None:
     """Give each node a name of its own, and those that this package converts its domain."""
     graph, version = light.graph, next(item.version for item in light.opset_import if item.domain == "")
-    taken = {*dir(nn.Module()), "initializers", *(name for node in graph.node for name in (*node.input, *node.output))}
+    taken = {
+        *dir(nn.Module()),
+        "initializers",
+        *(name for node in graph.node for name in (*node.input, *node.output)),
+    }
     for node in graph.node:
         node.name = _free(label(node).replace(".", "/").strip("/") or node.op_type, taken)
         for place, name in enumerate(node.output):
@@ -313,7 +326,9 @@ def _free(wanted: str, taken: set[str]) -> str:
     return name
 
 
-def _declare_inputs(light: ModelProto, index: GraphIndex, inputs: Iterable[str], held: Iterable[Held]) -> None:
+def _declare_inputs(
+    light: ModelProto, index: GraphIndex, inputs: Iterable[str], held: Iterable[Held]
+) -> None:
     declared = {item.name: item for item in index.model.graph.input}
     light.graph.input.extend(declared[name] for name in inputs)
     for item in held:

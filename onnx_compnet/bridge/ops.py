@@ -15,12 +15,12 @@ from typing import Any
 
 import onnx
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 Ints = Sequence[int] | None
 
-_DTYPES = {
+_DTYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.FLOAT: torch.float32, onnx.TensorProto.DOUBLE: torch.float64,
     onnx.TensorProto.FLOAT16: torch.float16, onnx.TensorProto.BFLOAT16: torch.bfloat16,
     onnx.TensorProto.INT8: torch.int8, onnx.TensorProto.INT16: torch.int16, onnx.TensorProto.INT32: torch.int32,
@@ -59,12 +59,12 @@ def batch_normalization(
     ``frozen`` keeps it on the stored statistics always.
     """
     learns = training and not frozen
-    return F.batch_norm(x, mean, variance, scale, shift, learns, 1.0 - momentum, epsilon)
+    return functional.batch_norm(x, mean, variance, scale, shift, learns, 1.0 - momentum, epsilon)
 
 
 def instance_normalization(x: Tensor, scale: Tensor, shift: Tensor, *, epsilon: float = 1e-5) -> Tensor:
     """x (N, C, …) normalised over the positions of each channel of each sample."""
-    return F.group_norm(x, x.shape[1], scale, shift, epsilon)
+    return functional.group_norm(x, x.shape[1], scale, shift, epsilon)
 
 
 def layer_normalization(
@@ -86,7 +86,7 @@ def prelu(x: Tensor, slope: Tensor) -> Tensor:
 
 
 def dropout(
-    x: Tensor, ratio: Tensor | None = None, given: Tensor | None = None, *, training: bool = False, seed: int = 0,
+    x: Tensor, ratio: Tensor | None = None, _given: Tensor | None = None, *, training: bool = False,
     **old: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Dropout and its mask; in training only, whatever training mode the node was exported in."""
@@ -111,12 +111,12 @@ def densify(values: Tensor, *, places: Sequence[int], dims: Sequence[int]) -> Te
 
 def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
     """x·Φ(x), or its approximation by tanh."""
-    return F.gelu(x, approximate=approximate)
+    return functional.gelu(x, approximate=approximate)
 
 
 def fast_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """Gelu by tanh of x + bias."""
-    return F.gelu(x if bias is None else x + bias, approximate="tanh")
+    return functional.gelu(x if bias is None else x + bias, approximate="tanh")
 
 
 def quick_gelu(x: Tensor, *, alpha: float = 1.702) -> Tensor:
@@ -158,6 +158,19 @@ def _limited(x: Tensor, bound: Tensor | None, old: float | None, function: Any) 
 def hard_sigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
     """alpha·x + beta limited to [0, 1]."""
     return torch.clamp(alpha * x + beta, 0, 1)
+
+
+def unary(x: Tensor, *, name: str) -> Tensor:
+    """torch's function of that name, element by element."""
+    return getattr(torch, name)(x)  # type: ignore[no-any-return]
+
+
+def scaler(x: Tensor, *, offset: Sequence[float] = (), scale: Sequence[float] = ()) -> Tensor:
+    """(x - offset)·scale by features, or by one number for all, as float32."""
+    offsets, scales = (
+        torch.tensor(list(item), device=x.device) for item in (offset or [0.0], scale or [1.0])
+    )
+    return (x.float() - offsets) * scales
 
 
 def trilu(x: Tensor, k: Tensor | None = None, *, upper: int = 1) -> Tensor:
@@ -202,7 +215,8 @@ def unsqueeze(x: Tensor, given: Tensor | None = None, *, axes: Ints = None) -> T
 
 def expand(x: Tensor, shape: Tensor) -> Tensor:
     """x broadcast to that shape, both ways."""
-    return x.expand(torch.broadcast_shapes(x.shape, tuple(listed(shape))))
+    sizes = torch.broadcast_shapes(x.shape, tuple(listed(shape)))  # type: ignore[no-untyped-call]
+    return x.expand(sizes)
 
 
 def slice_(
@@ -237,7 +251,7 @@ def split(
     return torch.split(x, -(-x.shape[axis] // (num_outputs or parts)), axis)
 
 
-def cast(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> Tensor:
+def cast(x: Tensor, *, to: int) -> Tensor:
     """x in another type."""
     return x.to(_DTYPES[to])
 
@@ -264,7 +278,9 @@ def scatter_nd(data: Tensor, indices: Tensor, updates: Tensor, *, reduction: str
     return data.index_put(places, updates, accumulate=reduction == "add")
 
 
-def scatter_elements(data: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none") -> Tensor:
+def scatter_elements(
+    data: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0, reduction: str = "none"
+) -> Tensor:
     """``data`` with updates at those places along an axis."""
     at = torch.where(indices < 0, indices + data.shape[axis], indices).long()
     if reduction == "add":
@@ -280,7 +296,7 @@ def gather_elements(data: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
 def one_hot(indices: Tensor, depth: Tensor, values: Tensor, *, axis: int = -1) -> Tensor:
     """``values`` = (off, on), on at the indices along a new axis of that depth."""
     count = int(depth)
-    hot = F.one_hot(indices.long() % count, count).movedim(-1, axis)
+    hot = functional.one_hot(indices.long() % count, count).movedim(-1, axis)
     return torch.where(hot.bool(), values[1], values[0])
 
 
@@ -296,7 +312,7 @@ def pad(
         flat = [0] * (2 * x.ndim)
         for axis, begin, end in zip(axes, begins, ends, strict=True):
             flat[2 * (x.ndim - 1 - axis)], flat[2 * (x.ndim - 1 - axis) + 1] = begin, end
-        return F.pad(x, flat, value=value if fill is None else fill.item())
+        return functional.pad(x, flat, value=value if fill is None else fill.item())
     for axis, begin, end in zip(axes, begins, ends, strict=True):
         n = x.shape[axis]
         at = torch.arange(-begin, n + end, device=x.device)
@@ -335,7 +351,9 @@ def reduce(
 
 def _pointwise(x: Tensor, how: str) -> Tensor:
     """What a reduction over one element makes of it."""
-    return {"L1": torch.abs, "L2": torch.abs, "LogSum": torch.log, "SumSquare": torch.square}.get(how, _same)(x)
+    return {"L1": torch.abs, "L2": torch.abs, "LogSum": torch.log, "SumSquare": torch.square}.get(how, _same)(
+        x
+    )
 
 
 def _same(x: Tensor) -> Tensor:

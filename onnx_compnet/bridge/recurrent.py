@@ -9,7 +9,7 @@ _GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}  # torch's gates,
 
 
 def lstm(
-    x: Tensor, W: Tensor, R: Tensor, B: Tensor | None = None, lengths: Tensor | None = None,
+    x: Tensor, W: Tensor, R: Tensor, B: Tensor | None = None, _lengths: Tensor | None = None,
     h: Tensor | None = None, c: Tensor | None = None, *, hidden_size: int, direction: str = "forward",
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """x (T, N, I), W (D, 4H, I), R (D, 4H, H), B (D, 8H) → Y (T, D, N, H), Y_h and Y_c (D, N, H)."""
@@ -21,20 +21,18 @@ def lstm(
 
 
 def gru(
-    x: Tensor, W: Tensor, R: Tensor, B: Tensor | None = None, lengths: Tensor | None = None,
-    h: Tensor | None = None, *, hidden_size: int, direction: str = "forward", linear_before_reset: int = 0,
+    x: Tensor, W: Tensor, R: Tensor, B: Tensor | None = None, _lengths: Tensor | None = None,
+    h: Tensor | None = None, *, hidden_size: int, direction: str = "forward",
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """x (T, N, I), W (D, 3H, I), R (D, 3H, H), B (D, 6H) → Y (T, D, N, H) and Y_h (D, N, H)."""
     x, both = _towards(x, direction)
     weights = _weights("GRU", W, R, B)
-    y, last = torch.gru(
-        x, _start(x, W, hidden_size, h), weights, B is not None, 1, 0.0, False, both, False
-    )
+    y, last = torch.gru(x, _start(x, W, hidden_size, h), weights, B is not None, 1, 0.0, False, both, False)
     return _back(y, direction, len(W)), last
 
 
 def rnn(
-    x: Tensor, W: Tensor, R: Tensor, B: Tensor | None = None, lengths: Tensor | None = None,
+    x: Tensor, W: Tensor, R: Tensor, B: Tensor | None = None, _lengths: Tensor | None = None,
     h: Tensor | None = None, *, hidden_size: int, direction: str = "forward",
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """x (T, N, I), W (D, H, I), R (D, H, H), B (D, 2H) → Y (T, D, N, H) and Y_h (D, N, H); tanh."""

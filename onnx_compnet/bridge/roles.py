@@ -25,7 +25,9 @@ _SETTINGS: dict[str, tuple[int, ...]] = {  # the inputs that set how an op works
 }  # fmt: skip
 
 
-def role_of(value: NDArray[np.floating], readers: Iterable[tuple[NodeProto, int]], products: set[str]) -> Role:
+def role_of(
+    value: NDArray[np.floating], readers: Iterable[tuple[NodeProto, int]], products: set[str]
+) -> Role:
     """The role of a constant by the (node, input) pairs that read it.
 
     One element alone is a weight where a layer holds it (a bias of one channel, PRelu's slope) or where it is added

@@ -10,18 +10,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 Ints = Sequence[int] | None
-_CONV: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_CONV_TRANSPOSE: dict[int, Any] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
-_MAX_POOL: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
-_AVERAGE_POOL: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+_CONV: dict[int, Any] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+_CONV_TRANSPOSE: dict[int, Any] = {
+    1: functional.conv_transpose1d,
+    2: functional.conv_transpose2d,
+    3: functional.conv_transpose3d,
+}
+_MAX_POOL: dict[int, Any] = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
+_AVERAGE_POOL: dict[int, Any] = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 
 
 def conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, kernel_shape: Ints = None, strides: Ints = None,
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, strides: Ints = None,
     pads: Ints = None, dilations: Ints = None, group: int = 1, auto_pad: str = "NOTSET",
 ) -> Tensor:  # fmt: skip
     """x (N, C, *spatial) with weight (D, C/group, *kernel), in 1 to 3 dimensions."""
@@ -29,12 +33,12 @@ def conv(
     stride, dilation = list(strides or [1] * rank), list(dilations or [1] * rank)
     begin, end = _padding(x.shape[2:], weight.shape[2:], stride, dilation, pads, auto_pad)
     if begin != end:
-        x, begin = F.pad(x, _torch_order(begin, end)), [0] * rank
+        x, begin = functional.pad(x, _torch_order(begin, end)), [0] * rank
     return _CONV[rank](x, weight, bias, stride, begin, dilation, group)  # type: ignore[no-any-return]
 
 
 def conv_transpose(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, kernel_shape: Ints = None, strides: Ints = None,
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, strides: Ints = None,
     pads: Ints = None, dilations: Ints = None, group: int = 1, auto_pad: str = "NOTSET",
     output_padding: Ints = None, output_shape: Ints = None,
 ) -> Tensor:  # fmt: skip
@@ -51,13 +55,15 @@ def conv_transpose(
         begin, end = (large, small) if auto_pad == "SAME_LOWER" else (small, large)
         if auto_pad == "NOTSET":  # with an output shape alone
             begin, end = large, small
-    y = F.pad(y, _torch_order([-item for item in begin], [e - item for e, item in zip(extra, end, strict=True)]))
+    y = functional.pad(
+        y, _torch_order([-item for item in begin], [e - item for e, item in zip(extra, end, strict=True)])
+    )
     return y if bias is None else y + bias.reshape(-1, *[1] * rank)
 
 
 def max_pool(
     x: Tensor, *, kernel_shape: Sequence[int], strides: Ints = None, pads: Ints = None, dilations: Ints = None,
-    auto_pad: str = "NOTSET", ceil_mode: int = 0, storage_order: int = 0,
+    auto_pad: str = "NOTSET", ceil_mode: int = 0,
 ) -> Tensor:  # fmt: skip
     """The largest element of each window; padding counts for nothing."""
     rank = len(kernel_shape)
@@ -66,7 +72,7 @@ def max_pool(
     if ceil_mode:
         end = _up(x.shape[2:], kernel_shape, stride, dilation, begin, end)
     if any(begin + end):
-        x = F.pad(x, _torch_order(begin, end), value=float("-inf"))
+        x = functional.pad(x, _torch_order(begin, end), value=float("-inf"))
     return _MAX_POOL[rank](x, list(kernel_shape), stride, 0, dilation)  # type: ignore[no-any-return]
 
 
@@ -83,12 +89,12 @@ def average_pool(
         return _AVERAGE_POOL[rank](x, list(kernel_shape), stride)  # type: ignore[no-any-return]
     counted = x.new_ones(1, 1, *x.shape[2:])
     if count_include_pad:
-        counted = F.pad(counted, _torch_order(begin, end), value=1.0)
+        counted = functional.pad(counted, _torch_order(begin, end), value=1.0)
         rest = [a - b for a, b in zip(last, end, strict=True)]
-        counted = F.pad(counted, _torch_order([0] * rank, rest))
+        counted = functional.pad(counted, _torch_order([0] * rank, rest))
     else:
-        counted = F.pad(counted, _torch_order(begin, last))
-    single = F.pad(x, _torch_order(begin, last)).flatten(0, 1).unsqueeze(1)
+        counted = functional.pad(counted, _torch_order(begin, last))
+    single = functional.pad(x, _torch_order(begin, last)).flatten(0, 1).unsqueeze(1)
     ones = x.new_ones(1, 1, *kernel_shape)
     total = _CONV[rank](single, ones, None, stride, 0, dilation)
     count = _CONV[rank](counted, ones, None, stride, 0, dilation)
@@ -146,10 +152,10 @@ def _torch_order(begin: Sequence[int], end: Sequence[int]) -> list[int]:
 
 
 def resize(
-    x: Tensor, roi: Tensor | None = None, scales: Tensor | None = None, sizes: Tensor | None = None, *,
-    mode: str = "nearest", coordinate_transformation_mode: str = "half_pixel", nearest_mode: str = "round_prefer_floor",
-    cubic_coeff_a: float = -0.75, exclude_outside: int = 0, axes: Ints = None,
-    keep_aspect_ratio_policy: str = "stretch", antialias: int = 0, extrapolation_value: float = 0.0,
+    x: Tensor, _roi: Tensor | None = None, scales: Tensor | None = None, sizes: Tensor | None = None, *,
+    mode: str = "nearest", coordinate_transformation_mode: str = "half_pixel",
+    nearest_mode: str = "round_prefer_floor", cubic_coeff_a: float = -0.75, exclude_outside: int = 0,
+    axes: Ints = None,
 ) -> Tensor:  # fmt: skip
     """x resampled on each axis by itself, with a weight matrix (output positions, input positions).
 
@@ -176,10 +182,14 @@ def resize(
     return x
 
 
-def upsample(x: Tensor, given: Tensor | None = None, *, mode: str = "nearest", scales: Sequence[float] = ()) -> Tensor:
+def upsample(
+    x: Tensor, given: Tensor | None = None, *, mode: str = "nearest", scales: Sequence[float] = ()
+) -> Tensor:
     """What came before Resize: x[floor(i/scale)], or linear between those."""
     factors = given if given is not None else torch.tensor(list(scales))
-    return resize(x, None, factors, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    return resize(
+        x, None, factors, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor"
+    )
 
 
 def resize_10(x: Tensor, scales: Tensor, *, mode: str = "nearest") -> Tensor:
