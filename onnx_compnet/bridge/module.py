@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,10 +13,8 @@ from torch import Tensor, nn
 from onnx_compnet.bridge.converters import to_graph_module
 from onnx_compnet.bridge.normalise import Normalised, normalise
 from onnx_compnet.bridge.tensors import to_tensor
-from onnx_compnet.errors import UsageError
+from onnx_compnet.errors import UnsupportedError, UsageError
 from onnx_compnet.graph.model_io import as_model
-
-_GRAPH = "_graph"
 
 
 class OnnxModule(nn.Module):
@@ -29,14 +28,16 @@ class OnnxModule(nn.Module):
     def __init__(self, normalised: Normalised) -> None:
         super().__init__()
         self.input_names, self.output_names = normalised.inputs, normalised.outputs
-        self.frozen = {item.name: item.reason for item in normalised.held if item.reason}
+        self.frozen: dict[str, str] = {item.name: item.reason for item in normalised.held if item.reason}
         self._stored = tuple(item.name for item in normalised.held if item.stored)
         self._slots: list[tuple[str, nn.Module, str]] = []
         graph = to_graph_module(normalised.model)
         for inner in graph.modules():
             for name, constant in list(inner.named_buffers(recurse=False)):
                 inner.register_buffer(name, constant, persistent=False)  # the file's weights are the state
-        self.add_module(_GRAPH, graph)
+        first = {item.name.split(".")[0] for item in normalised.held}
+        self._graph = next(name for number in count() if (name := f"graph_{number}") not in first)
+        self.add_module(self._graph, graph)
         for item in normalised.held:
             tensor = to_tensor(item.value)
             holder, key = self._holder(item.name)
@@ -51,9 +52,11 @@ class OnnxModule(nn.Module):
 
     def _holder(self, name: str) -> tuple[nn.Module, str]:
         """The module in which a tensor lies so that its full name is ``name``, and its key there."""
-        *path, key = name.split(".")
-        if not all((*path, key)) or (path or [key])[0] == _GRAPH:
-            return self, name
+        *path, key = parts = name.split(".")
+        if not parts[0] or "training" in parts:  # torch loses the one and uses the other itself
+            raise UnsupportedError(
+                f"no torch module can hold a tensor called '{name}'; rename it in the model"
+            )
         holder: nn.Module = self
         for part in path:
             inner = holder._modules.get(part)
@@ -91,7 +94,7 @@ class OnnxModule(nn.Module):
                 f"the model's inputs are {', '.join(self.input_names)}; given were {len(inputs)} in order"
                 + (f" and {', '.join(named)}" if named else "")
             )
-        result = self._modules[_GRAPH](  # type: ignore[misc]
+        result = self._modules[self._graph](  # type: ignore[misc]
             *inputs, *(named[name] for name in names), *(tensor for _, tensor in self.tensors())
         )
         return tuple(result) if isinstance(result, list) else result
@@ -113,7 +116,8 @@ def to_torch(model: ModelProto | str | Path) -> OnnxModule:
         model: a model or a path; float16 and bfloat16 weights stay in their type.
 
     Raises:
-        UnsupportedError: an op has no conversion; names op, version and node.
+        UnsupportedError: an op has no conversion; names op, version and node. Or no torch module can hold a tensor
+            of some weight's name.
         ModelError: the file can't be read.
     """
     return OnnxModule(normalise(as_model(model))).eval()

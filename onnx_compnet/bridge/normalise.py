@@ -19,7 +19,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from torch import nn
 
 from onnx_compnet.bridge.converters import DOMAIN, OWN, is_known
-from onnx_compnet.bridge.roles import Role, products_of, readers_of, role_of
+from onnx_compnet.bridge.roles import Role, learnable, products_of, readers_of, role_of
 from onnx_compnet.errors import UnsupportedError
 from onnx_compnet.graph.folding import fold, held_type, held_value, is_sparse
 from onnx_compnet.graph.index import STANDARD_DOMAINS, GraphIndex, describe, is_op, label
@@ -111,13 +111,23 @@ def _inlined(model: ModelProto) -> ModelProto:
             if not unknown:
                 break
             light = onnx.inliner.inline_selected_functions(
-                light, [("", op) for op in sorted(unknown)], inline_schema_functions=True
+                _typed(light), [("", op) for op in sorted(unknown)], inline_schema_functions=True
             )
     except Exception as error:  # whatever the inliner raises, a C++ exception for one
         raise UnsupportedError(f"the model's functions can't be written out: {error}") from error
     for node in light.graph.node:
         node.domain = "" if node.domain in STANDARD_DOMAINS else node.domain
     return light
+
+
+def _typed(light: ModelProto) -> ModelProto:
+    """With the types declared that the inliner asks for."""
+    known = {item.name for part in (light.graph.value_info, light.graph.input) for item in part}
+    for tensor in light.graph.initializer:
+        if tensor.name not in known:
+            kind = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            light.graph.value_info.append(kind)
+    return onnx.shape_inference.infer_shapes(light, data_prop=True)
 
 
 def _is_function(node: NodeProto, version: int) -> bool:
@@ -151,7 +161,7 @@ def _held(
     index: GraphIndex, source: dict[str, GraphIndex], nodes: list[NodeProto], outputs: list[str]
 ) -> tuple[list[Held], list[NodeProto], list[str]]:
     """What the module holds, the nodes (with those that make sparse tensors dense), and the other constants."""
-    readers, products = readers_of(nodes), products_of(nodes)
+    readers, products, reached = readers_of(nodes), products_of(nodes), learnable(nodes, outputs)
     held: list[Held] = []
     constants: list[str] = []
     dense: dict[str, str] = {}
@@ -161,7 +171,7 @@ def _held(
             continue
         kind = held_type(graph, name)
         role: Role = "constant"
-        if kind is not None and kind[1] in FLOATS:
+        if kind is not None and kind[1] in FLOATS and name in reached:
             value = stored_value(graph, name)
             role = role_of(value, readers.get(name, ()), products)
         if role == "constant":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
+
+from onnx_compnet.graph.weights import FLOATS
 
 Role = Literal["parameter", "statistic", "constant", "frozen"]
 
@@ -23,6 +25,29 @@ _SETTINGS: dict[str, tuple[int, ...]] = {  # the inputs that set how an op works
     "Greater": (0, 1), "GreaterOrEqual": (0, 1), "Less": (0, 1), "LessOrEqual": (0, 1), "Equal": (0, 1),
     "NonMaxSuppression": (3, 4),
 }  # fmt: skip
+
+
+_NO_GRADIENT = frozenset((
+    "And", "ArgMax", "ArgMin", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less",
+    "LessOrEqual", "NonMaxSuppression", "NonZero", "Not", "Or", "Round", "Shape", "Sign", "Size", "Xor",
+))  # fmt: skip
+
+
+def learnable(nodes: Sequence[NodeProto], outputs: Iterable[str]) -> set[str]:
+    """The tensors that a gradient of the outputs can reach; not, for one, those that a comparison reads."""
+    found = set(outputs)
+    for node in reversed(nodes):
+        if found.isdisjoint(node.output) or node.op_type in _NO_GRADIENT or _casts_to_integers(node):
+            continue
+        settings = _SETTINGS.get(node.op_type, ()) if node.op_type != "Where" else (0,)
+        found.update(name for place, name in enumerate(node.input) if name and place not in settings)
+    return found
+
+
+def _casts_to_integers(node: NodeProto) -> bool:
+    return (
+        node.op_type == "Cast" and next(item.i for item in node.attribute if item.name == "to") not in FLOATS
+    )
 
 
 def role_of(

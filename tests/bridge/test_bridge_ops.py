@@ -1,0 +1,136 @@
+"""Ops without weights, in the forms that differ between ONNX and torch, against onnxruntime."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx2torch
+import pytest
+import torch
+from bridge_tools import assert_equal, build, image
+
+import onnx_compnet as oc
+
+I64 = np.int64
+CASES = {
+    "max_pool_ceil": "y = MaxPool<kernel_shape=[3,2], strides=[2,3], pads=[1,0,1,1], ceil_mode=1>(x)",
+    "max_pool_dilated": "y = MaxPool<kernel_shape=[3,2], dilations=[2,1]>(x)",
+    "max_pool_same": 'y = MaxPool<kernel_shape=[3,3], strides=[2,2], auto_pad="SAME_LOWER">(x)',
+    "average_pool": "y = AveragePool<kernel_shape=[3,2], pads=[1,0,0,1]>(x)",
+    "average_pool_counted": "y = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1>(x)",
+    "average_pool_ceil": "y = AveragePool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,1,1], ceil_mode=1>(x)",
+    "average_pool_ceil_counted": (
+        "y = AveragePool<kernel_shape=[3,3], strides=[2,2], pads=[1,1,0,0], ceil_mode=1, count_include_pad=1>(x)"
+    ),
+    "average_pool_dilated": "y = AveragePool<kernel_shape=[2,2], dilations=[2,3]>(x)",
+    "lrn": "y = LRN<size=3, alpha=0.1, beta=0.5, bias=2.0>(x)",
+    "hard_sigmoid": "y = HardSigmoid<alpha=0.25>(x)",
+    "clip": "a = Constant<value_float=-0.5>() b = Constant<value_float=0.5>() y = Clip(x, a, b)",
+    "clip_below": "b = Constant<value_float=0.5>() y = Clip(x, , b)",
+    "flatten_0": "y = Flatten<axis=0>(x)",
+    "flatten_last": "y = Flatten<axis=-1>(x)",
+    "squeeze": "a = Constant<value_ints=[1,-1]>() e = Unsqueeze(x, a) y = Squeeze(e, a)",
+    "slice": (
+        "s = Constant<value_ints=[-2,1]>() e = Constant<value_ints=[-9223372036854775807,7]>() "
+        "a = Constant<value_ints=[2,-1]>() t = Constant<value_ints=[-2,2]>() y = Slice(x, s, e, a, t)"
+    ),
+    "split_uneven": "a, b, c = Split<axis=2, num_outputs=3>(x) y = Concat<axis=2>(c, a, b)",
+    "split_sizes": "s = Constant<value_ints=[1,7]>() a, b = Split<axis=3>(x, s) y = Add(a, b)",
+    "expand": "s = Constant<value_ints=[4,1,1,1,8]>() y = Expand(x, s)",
+    "reshape_zero": "s = Constant<value_ints=[0,-1,4]>() y = Reshape(x, s)",
+    "pad_axes": "p = Constant<value_ints=[1,2,3,-1]>() a = Constant<value_ints=[2,-1]>() y = Pad(x, p, , a)",
+    "pad_reflect": 'p = Constant<value_ints=[0,0,3,1,0,0,2,7]>() y = Pad<mode="reflect">(x, p)',
+    "pad_edge": 'p = Constant<value_ints=[0,1,3,1,0,0,2,7]>() y = Pad<mode="edge">(x, p)',
+    "pad_wrap": 'p = Constant<value_ints=[0,1,3,1,0,0,2,7]>() y = Pad<mode="wrap">(x, p)',
+    "reduce_all": "y = ReduceMean<keepdims=0>(x)",
+    "reduce_axes": "a = Constant<value_ints=[-1,1]>() y = ReduceL2<keepdims=0>(x, a)",
+    "reduce_empty": "y = ReduceSum<noop_with_empty_axes=1>(x)",
+    "reduce_log_sum_exp": "a = Constant<value_ints=[2]>() y = ReduceLogSumExp(x, a)",
+    "reduce_product": "a = Constant<value_ints=[2,3]>() y = ReduceProd<keepdims=0>(x, a)",
+    "shape_part": "s = Shape<start=1, end=-1>(x) y = Cast<to=1>(s)",
+    "gather_negative": "i = Constant<value_ints=[-1,0]>() y = Gather<axis=1>(x, i)",
+    "mish_as_a_function": "y = Mish(x)",
+    "where": "h = Constant<value_float=0.0>() c = Greater(x, h) y = Where(c, x, h)",
+    "trilu": "y = Trilu<upper=0>(x)",
+    "one_hot": (
+        "a = ArgMax<axis=3>(x) d = Constant<value_int=8>() v = Constant<value_floats=[0.5,2.0]>() y = OneHot(a, d, v)"
+    ),
+    "constant_of_shape": "s = Shape(x) z = ConstantOfShape(s) y = Add(x, z)",
+    "constant_output": "y = Relu(x) z = Constant<value_floats=[1.0,2.0]>()",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_op(name):
+    model = build(CASES[name])
+    if name == "constant_output":
+        model.graph.output.add().CopyFrom(model.graph.output[0])
+        model.graph.output[1].name = "z"
+    assert_equal(oc.to_torch(model), model, image())
+
+
+RESIZES = [
+    ("nearest", "half_pixel", "round_prefer_floor"), ("nearest", "half_pixel", "ceil"),
+    ("nearest", "asymmetric", "floor"), ("nearest", "align_corners", "round_prefer_ceil"),
+    ("linear", "half_pixel", "floor"), ("linear", "asymmetric", "floor"), ("linear", "align_corners", "floor"),
+    ("linear", "pytorch_half_pixel", "floor"), ("cubic", "half_pixel", "floor"), ("cubic", "align_corners", "floor"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("mode", "coordinates", "rounding"), RESIZES)
+@pytest.mark.parametrize("sizes", [[16, 24], [4, 3]])
+def test_resize(mode, coordinates, rounding, sizes):
+    body = (
+        f's = Constant<value_ints=[2,3,{sizes[0]},{sizes[1]}]>() '
+        f'y = Resize<mode="{mode}", coordinate_transformation_mode="{coordinates}", nearest_mode="{rounding}">(x, , , s)'
+    )  # fmt: skip
+    model = build(body, x="float[2,3,8,8]")
+    assert_equal(oc.to_torch(model), model, image())
+
+
+def test_resize_by_scales_of_old_opsets():
+    scales = {"s": np.array([1, 1, 2, 2], np.float32)}
+    for opset, op in ((9, "Upsample"), (10, "Resize")):
+        model = build(f'y = {op}<mode="linear">(x, s)', scales, opset=opset)
+        assert_equal(oc.to_torch(model), model, image())
+
+
+def test_softmax_of_old_opsets_is_over_all_later_axes():
+    model = build("y = Softmax<axis=2>(x)", opset=11)
+    assert_equal(oc.to_torch(model), model, image())
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("y = Det(x)", "Det 'y'"),
+        ("a = Relu(x) y = com.microsoft.BiasSplitGelu(a, a)", r"com\.microsoft version 1"),
+        ('y = Resize<antialias=1, mode="linear">(x, , s)', "antialias = 1"),
+        ("y, i = MaxPool<kernel_shape=[2,2]>(x) j = Cast<to=1>(i) z = Add(y, j)", "output 1"),
+        ("y = BatchNormalization<training_mode=1>(x, k, k, k, k)", "training_mode = 1"),
+    ],
+)
+def test_refusals_name_op_and_node(body, said):
+    weights = {"s": np.array([1, 1, 2, 2], np.float32), "k": np.ones(3, np.float32)}
+    model = build(
+        body, {name: value for name, value in weights.items() if f"{name}" in body.split("(x, ")[-1]}
+    )
+    if "z =" in body:
+        model.graph.output[0].name = "z"
+    with pytest.raises(oc.UnsupportedError, match=said):
+        oc.to_torch(model)
+
+
+def test_refusal_comes_before_any_conversion(monkeypatch):
+    from onnx_compnet.bridge import module
+
+    monkeypatch.setattr(module, "to_graph_module", lambda _: pytest.fail("conversion was begun"))
+    model = build("a = Conv(x, w) d = Det(a) e = Det(x) y = Add(d, e)", {"w": (1, 3, 1, 1)})
+    with pytest.raises(oc.UnsupportedError, match=r"Det 'd' \(ai\.onnx version 11, 1 more\)"):
+        oc.to_torch(model)
+
+
+def test_onnx2torch_itself_is_as_it_was():
+    model = build("y = Conv(x, w)", {"w": (4, 3, 3, 3)}, opset=13)
+    assert isinstance(
+        next(m for m in onnx2torch.convert(model).modules() if "Conv" in type(m).__name__), torch.nn.Conv2d
+    )
