@@ -202,43 +202,60 @@ def before_softmax(model: onnx.ModelProto) -> onnx.ModelProto:
 def document(records: Sequence[Record]) -> str:
     """docs/bridge.md."""
     latest = {item["model"]: item for item in records}
-    text = [_HEAD.format(versions=", ".join(f"{k} {v}" for k, v in records[-1]["versions"].items()))]
-    rows = []
-    for group in GROUPS:
-        items = [item for item in latest.values() if item["group"] == group]
-        if not items:
-            continue
-        good = [item for item in items if item["status"] == "ok"]
-        weights = sum(item["parameters"] for item in good)
-        rows.append(
-            f"| {GROUPS[group]} | {len(items)} | {len(good)} | {len(items) - len(good)} "
-            f"| {max(item['rel_error'] for item in good):.1e} "
-            f"| {max(item['rel_error_tuned'] for item in good):.1e} "
-            f"| {sum(item['with_gradient'] for item in good)} of {weights} "
-            f"| {sum(item['round_trip'] for item in good)} |"
-        )
-    text.append("\n".join(["| models | number | converted | not | error | error after a step | weights with a "
-                           "gradient | same bytes |", "|---|---:|---:|---:|---:|---:|---:|---:|", *rows]))  # fmt: skip
-    text.append(_EACH)
-    rows = [_row(item) for group in GROUPS for item in latest.values() if item["group"] == group]
-    text.append("\n".join(["| model | weights | frozen | gradient | error | error after a step | moved | seconds |",
-                           "|---|---:|---:|---:|---:|---:|---:|---:|", *rows]))  # fmt: skip
+    items = {group: [item for item in latest.values() if item["group"] == group] for group in GROUPS}
     refused = [item for item in latest.values() if item["status"] != "ok"]
-    text.append("## Not converted, or not measured\n")
-    text.append("\n".join(f"- `{item['model']}`: {item['reason']}" for item in refused))
-    return "\n\n".join(part.strip() for part in text) + "\n"
+    named = ", ".join(f"{name} {version}" for name, version in records[-1]["versions"].items())
+    parts = [
+        _HEAD.format(versions=named),
+        table(
+            ["models", "number", "converted", "error", "error after a step", "weights with a gradient",
+             "same bytes"],
+            [_summary(GROUPS[group], found) for group, found in items.items() if found],
+        ),
+        "## Each model",
+        table(
+            ["model", "weights", "frozen", "gradient", "error", "error after a step", "moved", "seconds"],
+            [_row(item) for found in items.values() for item in found],
+        ),
+        "## Not converted, or not measured",
+        "\n".join(f"- `{item['model']}` ({item['status']}): {item['reason']}" for item in refused),
+    ]  # fmt: skip
+    return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _row(item: Record) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table whose first column is text."""
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(str(cell) for cell in row)} |" for row in (head, rule, *rows))
+
+
+def _summary(title: str, items: Sequence[Record]) -> list[object]:
+    good = [item for item in items if item["status"] == "ok"]
+    reached = sum(item["with_nonzero_gradient"] for item in good)
+    return [
+        title,
+        len(items),
+        len(good),
+        f"{max(item['rel_error'] for item in good):.1e}",
+        f"{max(item['rel_error_tuned'] for item in good):.1e}",
+        f"{reached} of {sum(item['parameters'] for item in good)}",
+        sum(item["round_trip"] for item in good),
+    ]
+
+
+def _row(item: Record) -> list[object]:
     if item["status"] != "ok":
-        return f"| {item['model']} | {item['status']} | | | | | | |"
-    reached, nonzero = item["with_gradient"], item["with_nonzero_gradient"]
-    gradient = f"{reached}" if nonzero == reached else f"{reached} ({nonzero} not 0)"
-    return (
-        f"| {item['model']} | {item['parameters']} | {len(item['frozen']) or ''} | {gradient} "
-        f"| {item['rel_error']:.1e} | {item['rel_error_tuned']:.1e} | {item['moved']:.2g} "
-        f"| {item['seconds']:.1f} |"
-    )
+        return [item["model"], item["status"], *[""] * 6]
+    return [
+        item["model"],
+        item["parameters"],
+        len(item["frozen"]) or "",
+        item["with_nonzero_gradient"],
+        f"{item['rel_error']:.1e}",
+        f"{item['rel_error_tuned']:.1e}",
+        f"{item['moved']:.2g}",
+        f"{item['seconds']:.1f}",
+    ]
 
 
 _HEAD = """
@@ -252,7 +269,7 @@ the same graph. For each model:
 
 - *error*: the largest relative error of the module's outputs against onnxruntime's, on two samples (one, where the
   model has that batch size).
-- *gradient*: how many of the weights got a gradient from a random projection of the outputs.
+- *gradient*: how many of the weights got a gradient that is not 0 from a random projection of the outputs.
 - *error after a step*: the same after an SGD step by 0.1 % of the length of all weights and `write_back`, against
   onnxruntime on the written model. The step was taken in `train()` mode (with one sample: `eval()`), so running
   statistics have moved, too. *moved* is how far the step took the outputs.
@@ -261,16 +278,15 @@ the same graph. For each model:
 A head whose weights are all 0 was drawn at random first (ViT's).
 
 What is a weight: every floating-point initialiser, Constant node or sparse tensor of the main graph, except the
-settings of ops (clip bounds, scales, exponents) and numbers with one element that no layer holds (√2, 0.5). Running
-statistics are buffers, and are written back. *frozen* tensors are buffers that are not written back: what is computed
-from constants (a mask), dequantised weights (integers can't follow a gradient), what lies inside a local function,
-tensors with infinities, and a tensor that is a running statistic and a weight at once, which the exporters make of
-equal ones; such a BatchNormalization keeps its statistics in training, too. `module.frozen` names them.
+settings of ops (clip bounds, scales, exponents), what only comparisons read or Where and Scatter make masks of, and
+numbers with one element that no layer holds (√2, 0.5). Running statistics are buffers, and are written back.
+
+*frozen* tensors are buffers that are not written back: what is computed from constants (a mask), dequantised weights
+(integers can't follow a gradient), what lies inside a local function, tensors with infinities, and a tensor that is a
+running statistic and a weight at once, which the exporters make of equal ones; such a BatchNormalization keeps its
+statistics in training, too. `module.frozen` names them.
 BatchNormalization in training moves its statistics as PyTorch's does (with the unbiased variance).
 """
-
-_EACH = "## Each model"
-
 
 if __name__ == "__main__":
     main()

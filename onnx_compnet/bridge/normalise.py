@@ -161,7 +161,7 @@ def _held(
     index: GraphIndex, source: dict[str, GraphIndex], nodes: list[NodeProto], outputs: list[str]
 ) -> tuple[list[Held], list[NodeProto], list[str]]:
     """What the module holds, the nodes (with those that make sparse tensors dense), and the other constants."""
-    readers, products, reached = readers_of(nodes), products_of(nodes), learnable(nodes, outputs)
+    readers, products, reached = readers_of(nodes), products_of(nodes), learnable(nodes, outputs, source)
     held: list[Held] = []
     constants: list[str] = []
     dense: dict[str, str] = {}

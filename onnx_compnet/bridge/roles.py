@@ -33,11 +33,24 @@ _NO_GRADIENT = frozenset((
 ))  # fmt: skip
 
 
-def learnable(nodes: Sequence[NodeProto], outputs: Iterable[str]) -> set[str]:
-    """The tensors that a gradient of the outputs can reach; not, for one, those that a comparison reads."""
+_BUILDERS = ("ScatterElements", "ScatterND", "Where")
+"""of constants alone these make masks, not weights"""
+
+
+def learnable(nodes: Sequence[NodeProto], outputs: Iterable[str], constants: Iterable[str]) -> set[str]:
+    """The tensors that a gradient of the outputs can reach and that no mask is made of.
+
+    What a comparison reads gets no gradient; a mask gets one, but nothing was learnt in it.
+    """
+    fixed = {"", *constants}
+    for node in nodes:
+        if node.input and fixed.issuperset(node.input):
+            fixed.update(node.output)
     found = set(outputs)
     for node in reversed(nodes):
         if found.isdisjoint(node.output) or node.op_type in _NO_GRADIENT or _casts_to_integers(node):
+            continue
+        if node.op_type in _BUILDERS and fixed.issuperset(node.input):
             continue
         settings = _SETTINGS.get(node.op_type, ()) if node.op_type != "Where" else (0,)
         found.update(name for place, name in enumerate(node.input) if name and place not in settings)

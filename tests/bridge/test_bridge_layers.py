@@ -33,7 +33,9 @@ CASES = {
     "conv_same_lower": ({}, 'y = Conv<auto_pad="SAME_LOWER", strides=[3,2]>(x, w)', {"w": (4, 3, 4, 4)}),
     "conv_depthwise": ({}, "y = Conv<group=3>(x, w, b)", {"w": (6, 1, 3, 3), "b": (6,)}),
     "conv_one_bias": ({}, "y = Conv(x, w, b)", {"w": (1, 3, 3, 3), "b": (1,)}),
-    "transpose_1d": (LINE, "y = ConvTranspose<strides=[2], output_padding=[1]>(x, w, b)", {"w": (3, 4, 3), "b": (4,)}),
+    "transpose_1d": (
+        LINE, "y = ConvTranspose<strides=[2], output_padding=[1]>(x, w, b)", {"w": (3, 4, 3), "b": (4,)},
+    ),
     "transpose_2d": (
         {}, "y = ConvTranspose<strides=[2,3], pads=[1,0,0,1], dilations=[2,1]>(x, w)", {"w": (3, 4, 3, 3)},
     ),

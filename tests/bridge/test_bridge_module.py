@@ -243,8 +243,8 @@ def sparse(dense, name):
 def test_dequantised_weights_and_masks_are_frozen():
     weights = {"w": np.arange(-8, 8, dtype=np.int8).reshape(4, 4), "scale": np.array([0.1, 0.2, 0.3, 0.4], F32),
                "mask": np.array([[0.0, -np.inf, 0.0, 0.0]], F32), "u": (4, 4)}  # fmt: skip
-    body = "d = DequantizeLinear<axis=1>(w, scale, ) a = MatMul(x, d) b = MatMul(a, u) m = Add(b, mask) y = Softmax(m)"
-    model = build(body.replace(", )", ")"), weights, x="float[N,4]")
+    body = "d = DequantizeLinear<axis=1>(w, scale) a = MatMul(x, d) b = MatMul(a, u) m = Add(b, mask) y = Softmax(m)"
+    model = build(body, weights, x="float[N,4]")
     module = oc.to_torch(model)
     assert weight_names(module) == {"u"}
     assert module.frozen == {
@@ -255,6 +255,20 @@ def test_dequantised_weights_and_masks_are_frozen():
     assert_equal(module, model, x)
     sgd_step(module, x)
     assert_equal(module, oc.write_back(module, model), x)
+
+
+def test_a_mask_that_is_built_of_constants_is_no_weight():
+    weights = {"zeros": np.zeros((4, 4), F32), "ones": np.ones((1, 4), F32), "at": np.array([[2]], np.int64),
+               "far": np.array(-100, F32), "none": np.array(0, F32), "u": (4, 4)}  # fmt: skip
+    body = (
+        "a = ScatterND(zeros, at, ones) t = Transpose<perm=[1,0]>(a) c = Equal(t, none) m = Where(c, t, far) "
+        "b = MatMul(x, u) s = Add(b, m) y = Softmax(s)"
+    )
+    model = build(body, weights, x="float[N,4]")
+    module = oc.to_torch(model)
+    assert weight_names(module) == {"u"}
+    assert module.frozen == {"m": "is computed from constants"}
+    assert_equal(module, model, image(4, shape=(4,)))
 
 
 def test_weights_given_to_a_function_learn_and_those_inside_do_not():
@@ -297,7 +311,7 @@ def test_grown_model(name):
     sgd_step(module, x, length=0.5)
     tuned = oc.write_back(module, growth.model)
     assert_equal(module, tuned, x)
-    assert [node for node in tuned.graph.node] == [node for node in growth.model.graph.node]
+    assert list(tuned.graph.node) == list(growth.model.graph.node)
 
 
 def test_a_path_is_read_and_nothing_is_written(tmp_path):

@@ -81,7 +81,8 @@ RESIZES = [
 def test_resize(mode, coordinates, rounding, sizes):
     body = (
         f's = Constant<value_ints=[2,3,{sizes[0]},{sizes[1]}]>() '
-        f'y = Resize<mode="{mode}", coordinate_transformation_mode="{coordinates}", nearest_mode="{rounding}">(x, , , s)'
+        f'y = Resize<mode="{mode}", coordinate_transformation_mode="{coordinates}", '
+        f'nearest_mode="{rounding}">(x, , , s)'
     )  # fmt: skip
     model = build(body, x="float[2,3,8,8]")
     assert_equal(oc.to_torch(model), model, image())
