@@ -29,8 +29,8 @@ def test_every_example_runs(tmp_path, monkeypatch, capsys):
             if words[:1] == ["onnx-compnet"]:
                 assert main(words[1:]) == 0, (line, capsys.readouterr().err)
                 ran.append(words[1])
-    assert ran == ["sites", "grow", "grow", "verify", "info", "python"]
-    assert {"lenet5.onnx", "small.onnx", "small.json", "lenet5_python.onnx"} <= {
+    assert ran == ["sites", "grow", "grow", "verify", "info", "python", "python"]
+    assert {"lenet5.onnx", "small.onnx", "small.json", "lenet5_python.onnx", "tuned.onnx"} <= {
         p.name for p in tmp_path.iterdir()
     }
 

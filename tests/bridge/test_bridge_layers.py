@@ -62,6 +62,11 @@ CASES = {
     "prelu": ({}, "y = PRelu(x, s)", {"s": (3, 1, 1)}),
     "prelu_one": ({}, "y = PRelu(x, s)", {"s": (1,)}),
     "attention": (TOKENS, ATTENTION, dict.fromkeys(("wq", "wk", "wv", "wo"), (16, 16))),
+    "attention_op": (
+        {**TOKENS, "opset": 23},
+        "q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv) y = Attention<q_num_heads=4, kv_num_heads=4>(q, k, v)",
+        {name: (16, 16) for name in ("wq", "wk", "wv")},
+    ),
     "shared": (TOKENS, "a = MatMul(x, w) r = Tanh(a) y = MatMul(r, w)", {"w": (16, 16)}),
     "transposed": (TOKENS, "t = Transpose<perm=[1,0]>(w) i = Identity(t) y = MatMul(x, i)", {"w": (5, 16)}),
     "cast": (TOKENS, "c = Cast<to=1>(w) y = MatMul(x, c)", {"w": np.linspace(-1, 1, 80).reshape(16, 5)}),
