@@ -41,7 +41,8 @@ OWN: dict[str, Callable[..., Any]] = {
     "Flatten": ops.flatten, "Squeeze": ops.squeeze, "Unsqueeze": ops.unsqueeze, "Expand": ops.expand,
     "Slice": ops.slice_, "Split": ops.split, "Cast": ops.cast, "Shape": ops.shape, "Size": ops.size,
     "ConstantOfShape": ops.constant_of_shape, "ScatterND": ops.scatter_nd,
-    "ScatterElements": ops.scatter_elements, "GatherElements": ops.gather_elements, "OneHot": ops.one_hot,
+    "ScatterElements": ops.scatter_elements, "GatherElements": ops.gather_elements,
+    "GatherND": ops.gather_nd, "OneHot": ops.one_hot,
     "Pad": ops.pad, "LSTM": recurrent.lstm, "GRU": recurrent.gru, "RNN": recurrent.rnn,
     **{f"Reduce{how}": partial(ops.reduce, how=how) for how in ops.REDUCTIONS},
     **{name: partial(ops.unary, name=name.lower()) for name in ("Acosh", "Asinh", "Atanh", "Cosh", "Sinh")},
@@ -202,4 +203,7 @@ def to_graph_module(model: ModelProto) -> fx.GraphModule:
             raise UnsupportedError(
                 f"{describe(node.proto)} (opset {versions['']}) can't be converted to torch: {reason}"
             ) from error
-    return cast(fx.GraphModule, convert(model))
+    try:
+        return cast(fx.GraphModule, convert(model))
+    except Exception as error:  # what is wrong with no single node, an inconsistent shape for one
+        raise UnsupportedError(f"the model can't be converted to torch: {error}") from error

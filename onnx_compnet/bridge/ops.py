@@ -293,6 +293,16 @@ def gather_elements(data: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     return data.gather(axis, torch.where(indices < 0, indices + data.shape[axis], indices).long())
 
 
+def gather_nd(data: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
+    """Of ``data`` the places that the last axis of ``indices`` names, within each of the first axes."""
+    rank = indices.ndim - 1
+    batch = [
+        torch.arange(n, device=data.device).reshape([-1 if i == axis else 1 for i in range(rank)])
+        for axis, n in enumerate(data.shape[:batch_dims])
+    ]
+    return data[(*batch, *indices.long().unbind(-1))]
+
+
 def one_hot(indices: Tensor, depth: Tensor, values: Tensor, *, axis: int = -1) -> Tensor:
     """``values`` = (off, on), on at the indices along a new axis of that depth."""
     count = int(depth)

@@ -65,7 +65,7 @@ CASES = {
     "attention_op": (
         {**TOKENS, "opset": 23},
         "q = MatMul(x, wq) k = MatMul(x, wk) v = MatMul(x, wv) y = Attention<q_num_heads=4, kv_num_heads=4>(q, k, v)",
-        {name: (16, 16) for name in ("wq", "wk", "wv")},
+        dict.fromkeys(("wq", "wk", "wv"), (16, 16)),
     ),
     "shared": (TOKENS, "a = MatMul(x, w) r = Tanh(a) y = MatMul(r, w)", {"w": (16, 16)}),
     "transposed": (TOKENS, "t = Transpose<perm=[1,0]>(w) i = Identity(t) y = MatMul(x, i)", {"w": (5, 16)}),

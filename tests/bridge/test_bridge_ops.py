@@ -48,6 +48,7 @@ CASES = {
     "reduce_product": "a = Constant<value_ints=[2,3]>() y = ReduceProd<keepdims=0>(x, a)",
     "shape_part": "s = Shape<start=1, end=-1>(x) y = Cast<to=1>(s)",
     "gather_negative": "i = Constant<value_ints=[-1,0]>() y = Gather<axis=1>(x, i)",
+    "gather_nd": "i = Constant<value=int64[2,1,2] {0, -1, 2, 3}>() y = GatherND<batch_dims=1>(x, i)",
     "mish_as_a_function": "y = Mish(x)",
     "where": "h = Constant<value_float=0.0>() c = Greater(x, h) y = Where(c, x, h)",
     "trilu": "y = Trilu<upper=0>(x)",
