@@ -179,7 +179,8 @@ def _held(
             continue
         stored, reason = graph is index, ""
         if role == "frozen":
-            reason = "holds infinities, or is read both as a running statistic and as a weight"
+            finite = bool(np.isfinite(value).all())
+            reason = "is read both as a running statistic and as a weight" if finite else "holds infinities"
         elif not stored:
             role, reason = "frozen", "lies in a function"
         held.append(Held(name, role, value, stored, reason))

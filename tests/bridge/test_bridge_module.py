@@ -249,7 +249,7 @@ def test_dequantised_weights_and_masks_are_frozen():
     assert weight_names(module) == {"u"}
     assert module.frozen == {
         "d": "is computed from constants",
-        "mask": "holds infinities, or is read both as a running statistic and as a weight",
+        "mask": "holds infinities",
     }
     x = image(2, shape=(4,))
     assert_equal(module, model, x)
