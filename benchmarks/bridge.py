@@ -283,8 +283,8 @@ the same graph. For each model:
   statistics have moved, too. *moved* is how far the step took the outputs.
 - *same bytes*: `write_back` without a step gives the model byte for byte.
 
-A head whose weights are all 0 was drawn at random first (ViT's). Errors of 1e-6 are float32's rounding; the largest of
-the constructed models is float16's.
+A head whose weights are all 0 was drawn at random first (ViT's). Errors of 1e-6 are float32's rounding; the largest
+of the constructed models is float16's.
 
 What is a weight: every floating-point initialiser, Constant node or sparse tensor of the main graph, except the
 settings of ops (clip bounds, scales, exponents), what only comparisons read or Where and Scatter make masks of, and
