@@ -30,6 +30,11 @@ class TensorSpec:
     shape: tuple[Dimension, ...] | None
 
 
+@dataclass(frozen=True)
+class LabelSpec(TensorSpec):
+    """Labels that are read beside a model's inputs: an array of any numbers, its first axis the samples."""
+
+
 ACTIVATION_PARAMETERS: dict[str, dict[str, float]] = {
     # name: {parameter: ONNX default}; the order is that of Activation.parameters
     "relu": {},

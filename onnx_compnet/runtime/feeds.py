@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from onnx_compnet.errors import CompnetError, DataError, UsageError
-from onnx_compnet.layers import TensorSpec
+from onnx_compnet.layers import LabelSpec, TensorSpec
 from onnx_compnet.runtime.base import FeedSource
 from onnx_compnet.runtime.layout import match_names, require_fit
 from onnx_compnet.runtime.options import DataOptions
@@ -100,14 +100,18 @@ def as_numpy(value: Any, name: str, where: str) -> AnyArray:
 def as_arrays(item: Any, inputs: Sequence[TensorSpec], where: str) -> dict[str, AnyArray]:
     """One feed by input name: a dict, a tuple or list in the order of the inputs, or one array.
 
-    A label after the inputs is ignored: (x, y), and ((a, b), y). Raises DataError.
+    A label after the inputs is ignored unless ``inputs`` has one: (x, y), and ((a, b), y). Raises DataError.
     """
     if isinstance(item, Mapping):
         keys = match_names(item, inputs, where)
         return {name: as_numpy(item[key], name, where) for name, key in keys.items()}
     if isinstance(item, (tuple, list)):
         if len(item) in (1, 2) and isinstance(item[0], (Mapping, tuple, list)):
-            return as_arrays(item[0], inputs, where)
+            labels = [spec.name for spec in inputs if isinstance(spec, LabelSpec)]
+            if not labels or len(item) == 1:
+                return as_arrays(item[0], inputs, where)
+            own = [spec for spec in inputs if not isinstance(spec, LabelSpec)]
+            return {**as_arrays(item[0], own, where), labels[0]: as_numpy(item[1], labels[0], where)}
         if len(item) not in (len(inputs), len(inputs) + 1):
             expected = ", ".join(repr(spec.name) for spec in inputs)
             raise DataError(

@@ -67,7 +67,7 @@ class FileSource(SampleSource):
         if len(self.inputs) != 1:
             expected = ", ".join(repr(spec.name) for spec in self.inputs)
             raise DataError(
-                f"{file.path.name} is one array and the model has {len(self.inputs)} inputs: save "
+                f"{file.path.name} is one array and {len(self.inputs)} are needed: save "
                 f"an .npz with {expected}"
             )
         return {self.inputs[0].name: ""}

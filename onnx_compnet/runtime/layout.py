@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onnx_compnet.errors import DataError, UsageError
-from onnx_compnet.layers import Dimension, TensorSpec
+from onnx_compnet.layers import Dimension, LabelSpec, TensorSpec
 
 log = logging.getLogger(__name__)
 
@@ -33,24 +33,24 @@ def known_names(names: Iterable[str | None], inputs: Sequence[TensorSpec], optio
 
 
 def match_names(keys: Iterable[str], inputs: Sequence[TensorSpec], where: str) -> dict[str, str]:
-    """Input → the key of its array: its own name or, for a single-input model, ``x``.
+    """Input → the key of its array: its own name or, for a model's single input, ``x``.
 
     Raises DataError that lists the keys found and expected.
     """
     found = list(keys)
-    if len(inputs) == 1 and inputs[0].name not in found and "x" in found:
-        result = {inputs[0].name: "x"}
-    else:
-        missing = [spec.name for spec in inputs if spec.name not in found]
-        if missing:
-            expected = ", ".join(repr(spec.name) for spec in inputs)
-            also = " (or 'x')" if len(inputs) == 1 and inputs[0].name != "x" else ""
-            have = ", ".join(map(repr, found)) if found else "none"
-            raise DataError(
-                f"{where} has no array for the model's input {missing[0]!r}: found {have}; "
-                f"expected {expected}{also}"
-            )
-        result = {spec.name: spec.name for spec in inputs}
+    own = [spec for spec in inputs if not isinstance(spec, LabelSpec)]
+    result = {spec.name: spec.name for spec in inputs}
+    if len(own) == 1 and own[0].name not in found and "x" in found:
+        result[own[0].name] = "x"
+    missing = [spec for spec in inputs if result[spec.name] not in found]
+    if missing:
+        expected = ", ".join(repr(spec.name) for spec in inputs)
+        also = " (or 'x')" if len(own) == 1 and own[0].name != "x" else ""
+        have = ", ".join(map(repr, found)) if found else "none"
+        lacks = "labels" if isinstance(missing[0], LabelSpec) else "array for the model's input"
+        raise DataError(
+            f"{where} has no {lacks} {missing[0].name!r}: found {have}; expected {expected}{also}"
+        )
     extra = [key for key in found if key not in result.values()]
     if extra:
         log.debug("%s: not used: %s", where, ", ".join(extra))
