@@ -4,6 +4,7 @@ A message says what is wrong, where, and what to do next. The command line maps 
 
     CompnetError
     ├── VerificationError      1  a check failed: a gate, the checker, onnxruntime; carries ``.growth``
+    │   └── DivergedError         training came to a loss that is no number; carries ``.tuned``
     ├── UsageError             2  a bad argument (also a ValueError)
     │   ├── NameNotFoundError     no node, tensor, weight or scope of that name; carries ``.candidates``
     │   ├── AmbiguousNameError    several places answer to that name; carries ``.candidates``
@@ -35,6 +36,14 @@ class VerificationError(CompnetError):
     def __init__(self, message: str, growth: Any = None) -> None:
         super().__init__(message)
         self.growth = growth
+
+
+class DivergedError(VerificationError):
+    """Training came to a loss that is not finite. ``tuned`` is the Tuned with the last good weights."""
+
+    def __init__(self, message: str, tuned: Any = None) -> None:
+        super().__init__(message)
+        self.tuned = tuned
 
 
 class UsageError(CompnetError, ValueError):

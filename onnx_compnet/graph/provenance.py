@@ -1,4 +1,4 @@
-"""How a model was grown, kept in the model itself: JSON in its metadata, under ``onnx_compnet.*``."""
+"""How a model was grown and trained, kept in the model itself: JSON in its metadata, under ``onnx_compnet.*``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from onnx_compnet.version import __version__
 
 VERSION_KEY = "onnx_compnet.version"
 GROWTHS_KEY = "onnx_compnet.growths"
+FINETUNES_KEY = "onnx_compnet.finetunes"
 
 
 def read(model: ModelProto) -> list[dict[str, Any]]:
@@ -20,20 +21,37 @@ def read(model: ModelProto) -> list[dict[str, Any]]:
     Raises:
         ModelError: the metadata is there, but is not what ``write`` wrote.
     """
-    text = next((item.value for item in model.metadata_props if item.key == GROWTHS_KEY), None)
-    if text is None:
-        return []
-    try:
-        growths = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ModelError(
-            f"the model's metadata '{GROWTHS_KEY}' is not JSON ({error}); remove it or take the original file"
-        ) from None
-    if not isinstance(growths, list) or not all(map(_is_growth, growths)):
+    growths = _read(model, GROWTHS_KEY)
+    if not all(map(_is_growth, growths)):
         raise ModelError(
             f"the model's metadata '{GROWTHS_KEY}' is no list of growths; remove it or take the original file"
         )
     return growths
+
+
+def read_finetunes(model: ModelProto) -> list[dict[str, Any]]:
+    """What was written about each fine-tuning, the oldest first. Raises ModelError as ``read`` does."""
+    finetunes = _read(model, FINETUNES_KEY)
+    if not all(isinstance(item, dict) and isinstance(item.get("scores", {}), dict) for item in finetunes):
+        raise ModelError(
+            f"the model's metadata '{FINETUNES_KEY}' is no list of trainings; remove it or take the original file"
+        )
+    return finetunes
+
+
+def _read(model: ModelProto, key: str) -> list[Any]:
+    text = next((item.value for item in model.metadata_props if item.key == key), None)
+    if text is None:
+        return []
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ModelError(
+            f"the model's metadata '{key}' is not JSON ({error}); remove it or take the original file"
+        ) from None
+    if not isinstance(found, list):
+        raise ModelError(f"the model's metadata '{key}' is no list; remove it or take the original file")
+    return found
 
 
 def _is_growth(item: object) -> bool:
@@ -55,9 +73,18 @@ def write(model: ModelProto, growths: list[dict[str, Any]]) -> None:
         ModelError: see ``read``.
         ValueError: a value is not JSON (NaN and infinity are not).
     """
-    text = json.dumps([*read(model), *growths], ensure_ascii=False, allow_nan=False, sort_keys=True)
+    _append(model, GROWTHS_KEY, [*read(model), *growths])
+
+
+def write_finetune(model: ModelProto, finetune: dict[str, Any]) -> None:
+    """Append one training to what the model says of its trainings. Edits ``model``, raises as ``write`` does."""
+    _append(model, FINETUNES_KEY, [*read_finetunes(model), finetune])
+
+
+def _append(model: ModelProto, key: str, entries: list[dict[str, Any]]) -> None:
+    text = json.dumps(entries, ensure_ascii=False, allow_nan=False, sort_keys=True)
     _set(model, VERSION_KEY, __version__)
-    _set(model, GROWTHS_KEY, text)
+    _set(model, key, text)
 
 
 def _set(model: ModelProto, key: str, value: str) -> None:
