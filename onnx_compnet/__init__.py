@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         AmbiguousNameError,
         CompnetError,
         DataError,
+        DivergedError,
         InputError,
         ModelError,
         NameNotFoundError,
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from onnx_compnet.growth import Growth, SiteGrowth
     from onnx_compnet.numerics.iilasso import Solution, iilasso
     from onnx_compnet.pipeline import grow
+    from onnx_compnet.training.finetune import finetune
+    from onnx_compnet.training.options import FinetuneOptions
+    from onnx_compnet.training.result import Tuned
     from onnx_compnet.verification import Comparison, Verdict, verify
     from onnx_compnet.version import __version__
 
@@ -42,6 +46,8 @@ __all__ = [
     "Comparison",
     "CompnetError",
     "DataError",
+    "DivergedError",
+    "FinetuneOptions",
     "GrowOptions",
     "Growth",
     "InputError",
@@ -53,12 +59,14 @@ __all__ = [
     "Site",
     "SiteGrowth",
     "Solution",
+    "Tuned",
     "UnsupportedError",
     "UsageError",
     "Verdict",
     "VerificationError",
     "__version__",
     "find_sites",
+    "finetune",
     "grow",
     "iilasso",
     "load",
@@ -80,6 +88,9 @@ _HOME = {
     "Solution": "numerics.iilasso",
     "iilasso": "numerics.iilasso",
     "grow": "pipeline",
+    "finetune": "training.finetune",
+    "FinetuneOptions": "training.options",
+    "Tuned": "training.result",
     "to_torch": "bridge.module",
     "write_back": "bridge.write_back",
     "Comparison": "verification",

@@ -9,10 +9,11 @@ import onnx_compnet as oc
 
 def test_public_names():
     assert oc.__all__ == [
-        "AmbiguousNameError", "Comparison", "CompnetError", "DataError", "GrowOptions", "Growth", "InputError",
-        "ModelError", "NameNotFoundError", "OutputExistsError", "Refusal", "ResourceError", "Site", "SiteGrowth",
-        "Solution", "UnsupportedError", "UsageError", "Verdict", "VerificationError", "__version__", "find_sites",
-        "grow", "iilasso", "load", "refusals", "to_torch", "verify", "write_back",
+        "AmbiguousNameError", "Comparison", "CompnetError", "DataError", "DivergedError", "FinetuneOptions",
+        "GrowOptions", "Growth", "InputError", "ModelError", "NameNotFoundError", "OutputExistsError", "Refusal",
+        "ResourceError", "Site", "SiteGrowth", "Solution", "Tuned", "UnsupportedError", "UsageError", "Verdict",
+        "VerificationError", "__version__", "find_sites", "finetune", "grow", "iilasso", "load", "refusals",
+        "to_torch", "verify", "write_back",
     ]  # fmt: skip
     for name in oc.__all__:
         assert getattr(oc, name) is not None
@@ -28,7 +29,8 @@ def test_unknown_name():
 
 def test_exit_codes():
     codes = {
-        oc.VerificationError: 1, oc.UsageError: 2, oc.NameNotFoundError: 2, oc.AmbiguousNameError: 2,
+        oc.VerificationError: 1, oc.DivergedError: 1, oc.UsageError: 2,
+        oc.NameNotFoundError: 2, oc.AmbiguousNameError: 2,
         oc.OutputExistsError: 2, oc.UnsupportedError: 3, oc.ModelError: 4, oc.DataError: 4, oc.ResourceError: 5,
     }  # fmt: skip
     for error, code in codes.items():

@@ -64,11 +64,15 @@ class Checkpoints:
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
             found, state = content["run"], content["state"]
-            damaged = content["format"] != _FORMAT or not isinstance(found, dict) or not isinstance(state, dict)
+            damaged = (
+                content["format"] != _FORMAT or not isinstance(found, dict) or not isinstance(state, dict)
+            )
         except OSError as error:
             raise DataError(f"the checkpoint {self.path} can't be read: {error.strerror}") from error
         except (RuntimeError, ValueError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            raise DataError(f"{self.path} is no checkpoint, or is damaged; remove it to start anew") from error
+            raise DataError(
+                f"{self.path} is no checkpoint, or is damaged; remove it to start anew"
+            ) from error
         if damaged:
             raise DataError(f"{self.path} is no checkpoint of this version; remove it to start anew")
         other = [name for name in {**self._run, **found} if found.get(name) != self._run.get(name)]

@@ -61,7 +61,9 @@ def evaluate(
             device = outputs[objective.outputs[0]].device
             labels = None if stored is None else torch.from_numpy(np.array(stored)).to(device)
             total, terms = objective(outputs, labels, goal)
-            hits = (0, 0) if labels is None or not objective.classifies else objective.correct(outputs, labels)
+            hits = (
+                (0, 0) if labels is None or not objective.classifies else objective.correct(outputs, labels)
+            )
             rows_met = (0, 0) if goal is None else objective.agreeing(outputs, goal)
         found = (float(total), terms, *hits, *rows_met, len(mine))
         sums = [a + b for a, b in zip(sums, found, strict=True)]

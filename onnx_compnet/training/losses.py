@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from onnx_compnet.errors import DataError, UsageError
 
@@ -43,7 +42,9 @@ class Objective:
     class_axis: int | None = None
     temperature: float = 2.0
 
-    def __call__(self, outputs: Outputs, labels: Tensor | None, teacher: Outputs | None) -> tuple[Tensor, int]:
+    def __call__(
+        self, outputs: Outputs, labels: Tensor | None, teacher: Outputs | None
+    ) -> tuple[Tensor, int]:
         """The loss's sum (a scalar tensor) and the number of terms. Labels or the teacher's outputs are needed."""
         if self.kind.startswith("distill"):
             assert teacher is not None
@@ -56,14 +57,16 @@ class Objective:
         if self.kind == "cross-entropy":
             scores = output.movedim(self.axis(output.shape, labels.shape), -1)
             flat = labels.reshape(-1).long()
-            total = F.cross_entropy(
+            total = nn.functional.cross_entropy(
                 scores.reshape(-1, scores.shape[-1]), flat, reduction="sum", ignore_index=IGNORED
             )
             return total, int((flat != IGNORED).sum())
         target = labels.to(output.dtype).reshape(output.shape)
         if self.kind == "bce":
-            return F.binary_cross_entropy_with_logits(output, target, reduction="sum"), output.numel()
-        return F.mse_loss(output, target, reduction="sum"), output.numel()
+            return nn.functional.binary_cross_entropy_with_logits(
+                output, target, reduction="sum"
+            ), output.numel()
+        return nn.functional.mse_loss(output, target, reduction="sum"), output.numel()
 
     def correct(self, outputs: Outputs, labels: Tensor) -> tuple[int, int]:
         """How many labels are met, of how many."""
@@ -98,14 +101,18 @@ class Objective:
         """
         rank = len(shape)
         asked = [self.class_axis] if self.class_axis is not None else [1, rank - 1]
-        fitting = [a for a in dict.fromkeys(asked) if -rank <= a < rank and _without(shape, a) == list(labels)]
+        fitting = [
+            a for a in dict.fromkeys(asked) if -rank <= a < rank and _without(shape, a) == list(labels)
+        ]
         if not fitting:
             raise DataError(
                 f"labels of the shape {list(labels)} don't fit the output {self.outputs[0]!r}, {list(shape)}: "
                 "cross-entropy takes the output's shape without its axis of classes (--class-axis K)"
             )
         if len(fitting) > 1:
-            raise UsageError(f"the classes may be on axis 1 or on the last one of {list(shape)}: say --class-axis K")
+            raise UsageError(
+                f"the classes may be on axis 1 or on the last one of {list(shape)}: say --class-axis K"
+            )
         return fitting[0] % rank
 
     def check_labels(self, labels: np.ndarray[Any, Any], shape: Sequence[int], name: str) -> None:
@@ -117,7 +124,9 @@ class Objective:
         output = [len(labels), *shape[1:]]
         if self.kind in ("bce", "mse"):
             if int(np.prod(output)) != labels.size:
-                raise DataError(f"{name} have the shape {list(labels.shape)}, the output {output}: they must be equal")
+                raise DataError(
+                    f"{name} have the shape {list(labels.shape)}, the output {output}: they must be equal"
+                )
             bad = ~np.isfinite(labels) if self.kind == "mse" else ~((labels >= 0) & (labels <= 1))
             if bad.any():
                 what = "NaN or infinite" if self.kind == "mse" else "not between 0 and 1"
@@ -151,10 +160,12 @@ class Objective:
     def _distill(self, name: str, output: Tensor, teacher: Tensor) -> tuple[Tensor, int]:
         axis = self._default_axis(output.dim())
         if self.kind == "distill-mse" or not _like_scores(output.shape, axis):
-            return F.mse_loss(output.float(), teacher.float(), reduction="sum"), output.numel()
+            return nn.functional.mse_loss(output.float(), teacher.float(), reduction="sum"), output.numel()
         T = self.temperature
         s, t = ((self._scores(name, each) / T).log_softmax(axis) for each in (output, teacher))
-        return F.kl_div(s, t, reduction="sum", log_target=True) * T**2, output.numel() // output.shape[axis]
+        return nn.functional.kl_div(
+            s, t, reduction="sum", log_target=True
+        ) * T**2, output.numel() // output.shape[axis]
 
     def _default_axis(self, rank: int) -> int:
         """Where a teacher's scores lie: on axis 1 of images' outputs, else on the last one."""

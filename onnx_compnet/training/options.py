@@ -20,7 +20,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {"optimizer": "adamw", "lr": 3e-4, "weight_decay": 1e-2, "schedule": "cosine", "warmup": 0.05},
     # section 3.1 of the paper, its LeNet and its VGG experiments; it names no schedule
     "paper": {"optimizer": "sgd", "lr": 5e-3, "weight_decay": 1e-6, "schedule": "constant", "warmup": 0.0},
-    "paper-vgg": {"optimizer": "sgd", "lr": 3e-4, "weight_decay": 1e-6, "schedule": "constant", "warmup": 0.0},
+    "paper-vgg": {
+        "optimizer": "sgd",
+        "lr": 3e-4,
+        "weight_decay": 1e-6,
+        "schedule": "constant",
+        "warmup": 0.0,
+    },
 }
 
 
@@ -165,7 +171,9 @@ def _require_teacher(options: FinetuneOptions) -> None:
     if options.distils and options.teacher is None:
         raise UsageError(f"--loss {options.loss} learns from another model's outputs: give --teacher PARENT")
     if options.teacher is not None and not options.distils:
-        raise UsageError(f"--teacher is given, and --loss {options.loss} would not use it; leave one of them out")
+        raise UsageError(
+            f"--teacher is given, and --loss {options.loss} would not use it; leave one of them out"
+        )
 
 
 def _choice(name: str, value: object, known: Sequence[str]) -> None:

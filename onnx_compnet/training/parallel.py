@@ -50,9 +50,11 @@ class Group:
         used = [p for p, count in zip(parameters, has.tolist(), strict=True) if count]
         if not used:
             return
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad * share).flatten() for p in used])
+        flat = torch.cat(
+            [(torch.zeros_like(p) if p.grad is None else p.grad * share).flatten() for p in used]
+        )
         dist.all_reduce(flat)
-        for p, part in zip(used, flat.split([p.numel() for p in used]), strict=True):
+        for p, part in zip(used, torch.split(flat, [p.numel() for p in used]), strict=True):
             p.grad = part.view_as(p).to(p.dtype)
 
     def spread(self, tensors: Sequence[Tensor]) -> None:
@@ -98,7 +100,9 @@ def group(device: torch.device) -> Iterator[Group]:
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
-        raise ResourceError(f"the processes can't find each other ({error}): start them by torchrun") from error
+        raise ResourceError(
+            f"the processes can't find each other ({error}): start them by torchrun"
+        ) from error
     try:
         yield Group(dist.get_rank(), dist.get_world_size(), device)
     finally:

@@ -27,8 +27,8 @@ class Trained:
     frozen: tuple[str, ...]
 
 
-def new_names(model: onnx.ModelProto) -> set[str]:
-    """The initialisers that growing made or solved anew: "compnet/…", and what replaced readers read."""
+def new_names(model: onnx.ModelProto, names: Sequence[str]) -> set[str]:
+    """Those of ``names`` that growing made or solved anew: "compnet/…", and what replaced readers read."""
     readers = {
         reader
         for growth in provenance.read(model)
@@ -37,7 +37,7 @@ def new_names(model: onnx.ModelProto) -> set[str]:
         for reader in entry.get("readers", [])
     }
     read = {name for node in model.graph.node if node.name in readers for name in node.input}
-    return {item.name for item in model.graph.initializer if item.name.startswith(_PREFIX) or item.name in read}
+    return {name for name in names if name.startswith(_PREFIX) or name in read}
 
 
 def choose(names: Sequence[str], new: set[str], freeze: Sequence[str]) -> Trained:

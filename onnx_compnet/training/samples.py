@@ -95,7 +95,12 @@ class Samples:
 
 
 def read_samples(
-    data: Any, inputs: Sequence[TensorSpec], options: DataOptions, labels: str | None, *, option: str = "--data"
+    data: Any,
+    inputs: Sequence[TensorSpec],
+    options: DataOptions,
+    labels: str | None,
+    *,
+    option: str = "--data",
 ) -> Samples:
     """All samples of ``data`` (whatever ``open_data`` takes), with the array ``labels`` if that is not None.
 
@@ -106,7 +111,9 @@ def read_samples(
     if labels is not None and labels in [spec.name for spec in inputs]:
         raise UsageError(f"{labels!r} is an input of the model: name the array of the labels by --labels")
     if labels is not None and isinstance(data, str) and data.partition(":")[0] == "random":
-        raise UsageError(f"{option} {data} has no labels: give --teacher PARENT, whose outputs are learned then")
+        raise UsageError(
+            f"{option} {data} has no labels: give --teacher PARENT, whose outputs are learned then"
+        )
     wanted = [*inputs, *([] if labels is None else [LabelSpec(labels, "", None)])]
     source = open_data(data, wanted, options)
     if isinstance(source, FeedSource):
@@ -114,7 +121,9 @@ def read_samples(
         source = DictSource(_joined(source), wanted, plain)
     assert isinstance(source, SampleSource)
     if labels is not None and source.axes.get(labels) != 0:
-        raise DataError(f"the labels {labels!r} of {source.name} must have one entry a sample, on their first axis")
+        raise DataError(
+            f"the labels {labels!r} of {source.name} must have one entry a sample, on their first axis"
+        )
     n = source.n_samples or 0
     chunks = list(source.chunks(np.ones(n, dtype=np.bool_)))
     if not chunks:
