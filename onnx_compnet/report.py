@@ -298,5 +298,22 @@ def provenance_text(growths: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(blocks)
 
 
+def finetunes_text(finetunes: Sequence[Mapping[str, Any]]) -> str:
+    """What ``info`` prints of each training, oldest first."""
+    lines = []
+    for number, entry in enumerate(finetunes, 1):
+        lines.append(
+            f"training {number}, by onnx-compnet {entry.get('version', '?')}: {entry.get('loss')}, "
+            f"{entry.get('optimizer')}, lr {entry.get('lr')}, epoch {entry.get('best_epoch')} of "
+            f"{entry.get('epochs_run')} kept; data: {entry.get('data')}"
+        )
+        for name, score in entry.get("scores", {}).items():
+            figures = ", ".join(
+                f"{key} {_figure(value)}" for key, value in score.items() if value is not None
+            )
+            lines.append(f"  {name}: {figures}")
+    return "\n".join(lines)
+
+
 def _figure(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, int | float) else str(value)

@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from onnx_compnet.config import ACTIVATION_NAMES, INITS, METHODS, MODES
-from onnx_compnet.errors import (
-    CompnetError,
-    OutputExistsError,
-    ResourceError,
-    UsageError,
-    VerificationError,
-)
+from onnx_compnet.errors import ResourceError, UsageError, VerificationError
 from onnx_compnet_cli.options import (
     add_command,
     add_data,
     add_file,
     add_json,
     add_model,
-    check_folder,
     check_json,
     data_options,
     only_results_on_stdout,
-    same_file,
     write_json,
 )
+from onnx_compnet_cli.outputs import checked_output, rejected_path
 
 
 def add_to(commands: Any) -> None:
@@ -116,10 +108,13 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.dry_run and options.json:
         raise UsageError("--dry-run measures nothing, so there is nothing for --json; leave one of them away")
-    output = None if options.dry_run else checked_output(options)
-    if output is not None:
-        used = (options.model, options.data, options.holdout_data, output, rejected_path(output))
-        check_json(options, *used)
+    output = None
+    if not options.dry_run:
+        used = (options.data, options.holdout_data)
+        output = checked_output(
+            options.output, options.model, used, force=options.force, more="(or --dry-run)"
+        )
+        check_json(options, options.model, *used, output, rejected_path(output))
 
     from onnx_compnet.graph import model_io
     from onnx_compnet.pipeline import grow
@@ -166,44 +161,3 @@ _GROW_OPTIONS = (
     "method", "candidates", "keep", "lam", "alpha", "activation", "init", "kernel", "mode", "holdout",
     "holdout_data", "max_rel_error", "min_agreement", "refit",
 )  # fmt: skip
-
-
-def rejected_path(output: Path) -> Path:
-    """Where a child goes that did not pass."""
-    return Path(f"{output}.rejected.onnx")
-
-
-def checked_output(options: argparse.Namespace) -> Path:
-    """Return the path of the child, refused before any work where it can't be written."""
-    if not options.output:
-        raise UsageError("say where the grown model goes: -o CHILD.onnx (or --dry-run)")
-    output, model = Path(options.output), Path(options.model)
-    check_folder(output, "-o")
-    if same_file(output, model):
-        raise OutputExistsError(
-            f"-o {output} is the model itself, which is never overwritten; name another file"
-        )
-    if output.is_dir():
-        raise OutputExistsError(f"-o {output} is a folder; name a file in it")
-    if output.exists() and not options.force:
-        raise OutputExistsError(f"-o {output} exists; name another file or add --force")
-    rejected = rejected_path(output)
-    check_folder(rejected, "a rejected child")
-    for used in (options.model, options.data, options.holdout_data):
-        if used is not None and (same_file(rejected, Path(used)) or same_file(output, Path(used))):
-            raise OutputExistsError(f"-o {output} (or {rejected}) would replace {used}; name another file")
-    if rejected.is_dir() or (rejected.exists() and not options.force and not _was_grown(rejected)):
-        raise OutputExistsError(
-            f"{rejected}, where a rejected child goes, exists; name another -o or add --force"
-        )
-    return output
-
-
-def _was_grown(path: Path) -> bool:
-    """Whether the file is an earlier child, which may be replaced by another rejected one."""
-    from onnx_compnet.graph import model_io, provenance
-
-    try:
-        return bool(provenance.read(model_io.load(path)))
-    except CompnetError:
-        return False

@@ -1,4 +1,4 @@
-"""onnx-compnet info: the provenance that grow wrote into a model."""
+"""onnx-compnet info: the provenance that grow and finetune wrote into a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def add_to(commands: Any) -> None:
         commands,
         "info",
         "show how a model was grown",
-        "Show the provenance that grow wrote into a model: sites, method, widths, errors, data, seed.",
+        "Show what grow and finetune wrote into a model: sites, method, widths, errors, accuracy, data, seed.",
         "onnx-compnet info child.onnx",
     )
     add_model(command, "child", "the ONNX model")
@@ -25,13 +25,15 @@ def add_to(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the provenance."""
     from onnx_compnet.graph import model_io, provenance
-    from onnx_compnet.report import provenance_text
+    from onnx_compnet.report import finetunes_text, provenance_text
 
     check_json(options, options.child)
     model = model_io.load(options.child)
-    growths = provenance.read(model)
+    growths, finetunes = provenance.read(model), provenance.read_finetunes(model)
     if options.json != "-":
         print(provenance_text(growths) if growths else f"{options.child} was not grown by onnx-compnet")
+        if finetunes:
+            print(finetunes_text(finetunes))
     if options.json:
-        write_json({"schema": 1, "growths": growths}, options.json)
+        write_json({"schema": 1, "growths": growths, "finetunes": finetunes}, options.json)
     return 0

@@ -245,8 +245,8 @@ class _Run:
         kind = options.loss
         if kind == "auto":
             kind = "distill" if options.distils else "cross-entropy"
-        if options.monitor == "accuracy" and (kind == "mse" or self.train.labels is None):
-            raise UsageError("--monitor accuracy needs class labels: say --monitor loss")
+        if options.best_by == "accuracy" and (kind == "mse" or self.train.labels is None):
+            raise UsageError("--best-by accuracy needs class labels: say --best-by loss")
         made_by = {name: node.op_type for node in self.child.graph.node for name in node.output}
         return Objective(
             kind,

@@ -86,7 +86,7 @@ class Trainer:
 
     def run(self) -> Outcome:
         """Train; the module ends with the best epoch's weights, in eval mode."""
-        with torch.random.fork_rng(devices=[] if self.group.device.type == "cpu" else None):
+        with torch.random.fork_rng(devices=[] if self.group.device.type == "cpu" else [self.group.device]):
             diverged = self._epochs()
         self.module.load_state_dict(self.best)
         self.module.eval()
@@ -189,7 +189,7 @@ class Trainer:
         return True
 
     def _key(self, score: Score) -> tuple[float, float]:
-        by_accuracy = self.job.options.monitor != "loss" and score.accuracy is not None
+        by_accuracy = self.job.options.best_by != "loss" and score.accuracy is not None
         return (score.accuracy or 0.0) if by_accuracy else 0.0, -score.loss
 
     def _patience_over(self) -> bool:

@@ -13,7 +13,7 @@ from onnx_compnet.errors import UsageError
 LOSSES = ("auto", "cross-entropy", "bce", "mse", "distill", "distill-mse")
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("constant", "cosine", "one-cycle", "step")
-MONITORS = ("auto", "accuracy", "loss")
+CRITERIA = ("auto", "accuracy", "loss")
 AUGMENTATIONS = ("crop", "flip")
 PRESETS: dict[str, dict[str, Any]] = {
     # AdamW at a tenth of its usual rate: the weights are trained already
@@ -63,7 +63,7 @@ class FinetuneOptions:
         bfloat16 where torch.autocast takes it; CUDA only.
     patience
         Stop after so many epochs without a better one.
-    monitor
+    best_by
         What makes an epoch the best one; ``auto``: accuracy where there is one, else the loss.
     augment, crop_padding
         ``crop`` (shifts of up to crop_padding pixels) and ``flip`` (left and right), on 4-D inputs as stored.
@@ -97,7 +97,7 @@ class FinetuneOptions:
     clip_norm: float | None = None
     amp: bool = False
     patience: int | None = None
-    monitor: str = "auto"
+    best_by: str = "auto"
     augment: Sequence[str] = ()
     crop_padding: int = 4
     checkpoint: str | Path | None = None
@@ -122,7 +122,7 @@ class FinetuneOptions:
         _choice("loss", self.loss, LOSSES)
         _choice("optimizer", self.optimizer, OPTIMIZERS)
         _choice("schedule", self.schedule, SCHEDULES)
-        _choice("monitor", self.monitor, MONITORS)
+        _choice("best_by", self.best_by, CRITERIA)
         checked: dict[str, Any] = {
             "temperature": real("temperature", self.temperature, above=0.0),
             "lr": real("lr", self.lr, above=0.0),
@@ -178,7 +178,7 @@ def _require_teacher(options: FinetuneOptions) -> None:
 
 def _choice(name: str, value: object, known: Sequence[str]) -> None:
     if value not in known:
-        raise UsageError(f"--{name} {value!r} is not one of {', '.join(known)}")
+        raise UsageError(f"--{name.replace('_', '-')} {value!r} is not one of {', '.join(known)}")
 
 
 def _strings(name: str, value: object) -> tuple[str, ...]:

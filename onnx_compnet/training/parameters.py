@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -29,15 +29,24 @@ class Trained:
 
 def new_names(model: onnx.ModelProto, names: Sequence[str]) -> set[str]:
     """Those of ``names`` that growing made or solved anew: "compnet/…", and what replaced readers read."""
-    readers = {
-        reader
-        for growth in provenance.read(model)
-        for entry in growth.get("sites", [])
-        if entry.get("mode") == "replace"
-        for reader in entry.get("readers", [])
-    }
-    read = {name for node in model.graph.node if node.name in readers for name in node.input}
-    return {name for name in names if name.startswith(_PREFIX) or name in read}
+    makers = {output: node for node in model.graph.node for output in node.output}
+    solved: set[str] = set()
+    for growth in provenance.read(model):
+        for entry in growth.get("sites", []):
+            for target in entry.get("targets", []) if entry.get("mode") == "replace" else []:
+                solved |= _weights_of(str(target[-1]), makers)
+    return {name for name in names if name.startswith(_PREFIX) or name in solved}
+
+
+def _weights_of(output: str, makers: Mapping[str, onnx.NodeProto]) -> set[str]:
+    """What the node that makes ``output`` reads; where it adds a bias, also what the product before it reads."""
+    node = makers.get(output)
+    if node is None:
+        return set()
+    read = set(node.input)
+    if node.op_type == "Add":
+        read |= {name for each in node.input if each in makers for name in makers[each].input}
+    return read
 
 
 def choose(names: Sequence[str], new: set[str], freeze: Sequence[str]) -> Trained:

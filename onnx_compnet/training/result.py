@@ -21,7 +21,7 @@ SCHEMA = 1
 _RECORDED = (
     "loss", "temperature", "labels", "output_name", "class_axis", "preset", "epochs", "batch_size", "optimizer",
     "lr", "lr_new", "momentum", "weight_decay", "schedule", "warmup", "step_epochs", "gamma", "freeze", "clip_norm",
-    "amp", "patience", "monitor", "augment", "crop_padding", "holdout", "max_samples", "seed",
+    "amp", "patience", "best_by", "augment", "crop_padding", "holdout", "max_samples", "seed",
 )  # fmt: skip
 
 
@@ -134,23 +134,6 @@ def tuned_text(tuned: Tuned, written: str) -> str:
     return "\n".join(lines)
 
 
-def finetunes_text(finetunes: list[dict[str, Any]]) -> str:
-    """What ``info`` prints of each training, oldest first."""
-    lines = []
-    for number, entry in enumerate(finetunes, 1):
-        lines.append(
-            f"training {number}, by onnx-compnet {entry.get('version', '?')}: {entry.get('loss')}, "
-            f"{entry.get('optimizer')}, lr {entry.get('lr')}, epoch {entry.get('best_epoch')} of "
-            f"{entry.get('epochs_run')} kept; data: {entry.get('data')}"
-        )
-        for name, score in entry.get("scores", {}).items():
-            figures = ", ".join(
-                f"{key} {_figure(value)}" for key, value in score.items() if value is not None
-            )
-            lines.append(f"  {name}: {figures}")
-    return "\n".join(lines)
-
-
 def _score(score: Score) -> str:
     parts = [f"loss {score.loss:.4g}"]
     if score.accuracy is not None:
@@ -158,7 +141,3 @@ def _score(score: Score) -> str:
     if score.agreement is not None:
         parts.append(f"agreement with the teacher {score.agreement:.4f}")
     return ", ".join(parts)
-
-
-def _figure(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else str(value)
