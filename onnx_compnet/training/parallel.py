@@ -1,7 +1,7 @@
 """Several processes that train one model: each has a part of every batch, gradients are averaged over all of it.
 
-``torchrun --standalone --nproc-per-node 2 -m onnx_compnet finetune …`` starts them; a process group that a caller has set up
-is taken as it is. gloo on CPUs, NCCL on CUDA devices, one for each process of a machine.
+``torchrun --standalone --nproc-per-node 2 -m onnx_compnet finetune …`` starts them; a process group that a caller
+has set up is taken as it is. gloo on CPUs, NCCL on CUDA devices, one for each process of a machine.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def test_two_processes_take_the_same_steps_as_one(tmp_path):
     arguments = [
         "finetune", str(tmp_path / "child.onnx"), "--data", str(tmp_path / "train.npz"), "--val",
         str(tmp_path / "val.npz"), "--scale", "1/255", "--epochs", "2", "--batch-size", "8", "--optimizer", "sgd",
-        "--lr", "0.05", "--augment", "crop,flip", "--clip-norm", "1", "--device", "cpu", "--best-by", "loss",
+        "--lr", "0.5", "--augment", "crop,flip", "--clip-norm", "1", "--device", "cpu", "--best-by", "loss",
     ]  # fmt: skip
     paths = [str(ROOT), str(ROOT / "cli"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     two = subprocess.run(
@@ -44,7 +44,7 @@ def test_two_processes_take_the_same_steps_as_one(tmp_path):
     moved = weights(small_model(dropout=False))
     for name, values in expected.items():
         assert np.abs(found[name] - values).max() < 1e-6
-        assert not np.array_equal(values, moved[name]) or values.dtype != np.float32
+        assert values.ndim == 0 or not np.array_equal(values, moved[name])
     reports = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("two", "one")]
     assert [report["processes"] for report in reports] == [2, 1]
     for a, b in zip(*(report["history"] for report in reports), strict=True):
