@@ -29,8 +29,8 @@ def test_every_example_runs(tmp_path, monkeypatch, capsys):
             if words[:1] == ["onnx-compnet"]:
                 assert main(words[1:]) == 0, (line, capsys.readouterr().err)
                 ran.append(words[1])
-    assert ran == ["sites", "grow", "grow", "verify", "info", "python", "python"]
-    assert {"lenet5.onnx", "small.onnx", "small.json", "lenet5_python.onnx", "tuned.onnx"} <= {
+    assert ran == ["sites", "grow", "grow", "verify", "info", "finetune", "python", "python"]
+    assert {"lenet5.onnx", "lenet5_tuned.onnx", "small.onnx", "small.json", "lenet5_python.onnx", "tuned.onnx"} <= {
         p.name for p in tmp_path.iterdir()
     }
 
@@ -38,9 +38,9 @@ def test_every_example_runs(tmp_path, monkeypatch, capsys):
 def test_the_demo_that_is_shown_is_the_one_that_make_runs():
     shown = (ROOT / "README.md").read_text("utf-8")
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    (command,) = re.findall(r"onnx-compnet grow .*", makefile)
+    command = re.findall(r"onnx-compnet grow .*", makefile)[0]
     assert "--candidates 40 -o demo/lenet5.onnx" in command
     assert "40 candidates → 31 kept" in shown
-    for target in ("demo", "test"):
+    for target in ("demo", "test", "finetune-demo"):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
         assert f"make {target}" in shown

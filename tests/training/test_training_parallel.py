@@ -23,7 +23,7 @@ def test_two_processes_take_the_same_steps_as_one(tmp_path):
     arguments = [
         "finetune", str(tmp_path / "child.onnx"), "--data", str(tmp_path / "train.npz"), "--val",
         str(tmp_path / "val.npz"), "--scale", "1/255", "--epochs", "2", "--batch-size", "8", "--optimizer", "sgd",
-        "--lr", "0.5", "--augment", "crop,flip", "--clip-norm", "1", "--device", "cpu", "--best-by", "loss",
+        "--lr", "0.1", "--augment", "crop,flip", "--clip-norm", "1", "--device", "cpu", "--best-by", "loss",
     ]  # fmt: skip
     paths = [str(ROOT), str(ROOT / "cli"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     two = subprocess.run(
