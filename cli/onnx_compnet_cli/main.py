@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CompnetError as error:
         return _fail(str(error), error.exit_code, options.verbose)
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing was written", INTERRUPTED, 0)
+        return _fail("interrupted; no result was written", INTERRUPTED, 0)
     except BrokenPipeError:
         return _reader_gone()
     except MemoryError:

@@ -42,7 +42,7 @@ from onnx_compnet.training.loop import Job, Outcome, Trainer
 from onnx_compnet.training.losses import Objective
 from onnx_compnet.training.options import FinetuneOptions
 from onnx_compnet.training.parallel import Group
-from onnx_compnet.training.parameters import choose, new_names
+from onnx_compnet.training.parameters import Trained, choose, new_names
 from onnx_compnet.training.result import Tuned
 from onnx_compnet.training.result import provenance as provenance_of
 from onnx_compnet.training.samples import Samples, read_samples
@@ -133,6 +133,7 @@ class _Run:
         module = to_torch(self.child)
         names = [name for name, _ in module.named_parameters()]
         trained = choose(names, new_names(self.child, names), self.options.freeze)
+        _require_precision(module, trained)
         job = Job(
             train=self.train,
             val=self.val,
@@ -279,7 +280,7 @@ class _Run:
         for samples in (self.train, self.val):
             if samples.labels is not None:
                 name = f"the labels {samples.labels!r} of {samples.name}"
-                self.objective.check_labels(samples.all_labels(), shape, name)
+                self.objective.check_labels(samples.all_labels(), shape, name, samples.numbers)
 
     def _augmentation(self) -> Augmentation | None:
         options = self.options
@@ -338,6 +339,17 @@ class _Run:
         start = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def _require_precision(module: OnnxModule, trained: Trained) -> None:
+    parameters = dict(module.named_parameters())
+    for name in (*trained.old, *trained.new):
+        dtype = parameters[name].dtype
+        if dtype not in (torch.float32, torch.float64):
+            raise UnsupportedError(
+                f"the weight {name!r} is {str(dtype).removeprefix('torch.')}, too coarse for an optimiser's steps: "
+                "convert the model to float32, train that, and convert the result (or --freeze the weight)"
+            )
 
 
 @contextmanager

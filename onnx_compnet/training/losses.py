@@ -115,8 +115,13 @@ class Objective:
             )
         return fitting[0] % rank
 
-    def check_labels(self, labels: np.ndarray[Any, Any], shape: Sequence[int], name: str) -> None:
-        """Raise DataError unless the ``labels`` of all samples fit an output of ``shape`` (of some batch)."""
+    def check_labels(
+        self, labels: np.ndarray[Any, Any], shape: Sequence[int], name: str, numbers: np.ndarray[Any, Any]
+    ) -> None:
+        """Raise DataError unless the ``labels`` of all samples fit an output of ``shape`` (of some batch).
+
+        ``numbers`` are the samples' own, for the message.
+        """
         if self.kind.startswith("distill") and labels.dtype.kind not in "iub":
             raise DataError(f"{name} are {labels.dtype}: an accuracy needs integers")
         if labels.dtype.kind not in "biuf":
@@ -130,7 +135,7 @@ class Objective:
             bad = ~np.isfinite(labels) if self.kind == "mse" else ~((labels >= 0) & (labels <= 1))
             if bad.any():
                 what = "NaN or infinite" if self.kind == "mse" else "not between 0 and 1"
-                raise DataError(f"{name} are {what} at sample {_first(bad)}: repair them")
+                raise DataError(f"{name} are {what} at sample {numbers[_first(bad)]}: repair them")
             return
         if labels.dtype.kind not in "iub":
             raise DataError(
@@ -143,8 +148,8 @@ class Objective:
             at = _first(bad)
             value = labels[at].ravel()[np.flatnonzero(bad[at].ravel())[0]]
             raise DataError(
-                f"{name} have the value {value} at sample {at}, and the output {self.outputs[0]!r} has {classes} "
-                f"classes (0 to {classes - 1}): repair the labels, or train another model"
+                f"{name} have the value {value} at sample {numbers[at]}, and the output {self.outputs[0]!r} has "
+                f"{classes} classes (0 to {classes - 1}): repair the labels, or train another model"
             )
 
     def _scores(self, name: str, output: Tensor) -> Tensor:

@@ -24,12 +24,20 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """n samples: ``arrays`` as stored, with the labels under the name ``labels`` (None: there are none)."""
+    """Samples: ``arrays`` as stored, with the labels under the name ``labels`` (None: there are none).
+
+    ``numbers`` (int64, one a sample) are theirs in the source, for messages.
+    """
 
     source: SampleSource
     arrays: dict[str, Array]
     labels: str | None
-    n: int
+    numbers: Rows
+
+    @property
+    def n(self) -> int:
+        """How many samples."""
+        return len(self.numbers)
 
     @property
     def name(self) -> str:
@@ -62,8 +70,8 @@ class Samples:
         if augmentation is not None and drawn is not None:
             for name in augmentation.inputs:
                 taken[name] = augmentation.apply(taken[name], drawn)
-        feeds: dict[str, Array] = self.source.prepare(Chunk(rows, taken), np.arange(len(rows)))
-        labels = None if self.labels is None else feeds.pop(self.labels)
+        feeds: dict[str, Array] = self.source.prepare(Chunk(self.numbers[rows], taken), np.arange(len(rows)))
+        labels = None if self.labels is None else _numbers(feeds.pop(self.labels))
         own = [spec.name for spec in self.source.inputs if spec.name != self.labels]
         return {name: feeds[name] if name in feeds else self.source.constants[name] for name in own}, labels
 
@@ -88,10 +96,12 @@ class Samples:
                 )
 
     def part(self, rows: Rows) -> Samples:
-        """Some of the samples, as samples of their own."""
+        """Some of the samples, as samples of their own; ``rows`` are in ascending order."""
+        if len(rows) == self.n:
+            return self
         axes = self.source.axes
         arrays = {name: np.take(array, rows, axis=axes[name]) for name, array in self.arrays.items()}
-        return Samples(self.source, arrays, self.labels, len(rows))
+        return Samples(self.source, arrays, self.labels, self.numbers[rows])
 
 
 def read_samples(
@@ -132,7 +142,12 @@ def read_samples(
         name: np.concatenate([chunk.arrays[name] for chunk in chunks], axis=axis)
         for name, axis in source.axes.items()
     }
-    return Samples(source, arrays, labels, n)
+    return Samples(source, arrays, labels, np.arange(n))
+
+
+def _numbers(labels: Array) -> Array:
+    """Labels in a type that torch computes with: int64, or the float that they are."""
+    return labels.astype(np.int64) if labels.dtype.kind in "biu" else labels
 
 
 def _joined(source: FeedSource) -> dict[str, Array]:

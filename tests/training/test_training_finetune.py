@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from onnx import numpy_helper
 from training_zoo import pictures, small_model, weights
 
 import onnx_compnet as oc
@@ -184,3 +185,27 @@ def test_callers_random_state_is_left_alone(model, train, val):
 def test_fewer_samples(model, val):
     tuned = oc.finetune(model, pictures(90, 1), val, max_samples=33, **{**QUICK, "epochs": 1})
     assert tuned.samples == 33
+
+
+def test_half_precision_is_refused(train, val):
+    half = small_model(dropout=False)
+    for item in half.graph.initializer:
+        if item.name.startswith(("conv", "fc")):
+            item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item).astype(np.float16), item.name))
+    for value in (*half.graph.input, *half.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    with pytest.raises(oc.UnsupportedError, match="float16"):
+        oc.finetune(half, train, val, **QUICK)
+
+
+def test_messages_count_samples_as_the_file_does(model, train):
+    train["y"][70] = 9
+    with pytest.raises(oc.DataError, match="value 9 at sample 70"):
+        oc.finetune(model, train, holdout=0.5, **QUICK)
+
+
+def test_labels_of_any_integer_type(model, train, val):
+    plain = oc.finetune(model, train, val, **{**QUICK, "epochs": 1})
+    for dtype in (np.uint8, np.uint16, np.int32):
+        data, held = ({**d, "y": d["y"].astype(dtype)} for d in (train, val))
+        assert oc.finetune(model, data, held, **{**QUICK, "epochs": 1}).scores == plain.scores
