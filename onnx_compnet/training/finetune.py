@@ -175,7 +175,7 @@ class _Run:
             warnings=self._warnings(outcome),
         )
         provenance.write_finetune(model, provenance_of(tuned))
-        for warning in tuned.warnings:
+        for warning in tuned.warnings if self.group.rank == 0 else ():
             log.warning(warning)
         if not self.scores["tuned"].finite:
             raise VerificationError("the tuned model's loss in onnxruntime is not finite", tuned)

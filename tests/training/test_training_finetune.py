@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import numpy_helper
-from training_zoo import pictures, small_model, weights
+from training_zoo import normalised_model, pictures, small_model, weights
 
 import onnx_compnet as oc
 from onnx_compnet.graph import provenance
@@ -209,3 +209,13 @@ def test_labels_of_any_integer_type(model, train, val):
     for dtype in (np.uint8, np.uint16, np.int32):
         data, held = ({**d, "y": d["y"].astype(dtype)} for d in (train, val))
         assert oc.finetune(model, data, held, **{**QUICK, "epochs": 1}).scores == plain.scores
+
+
+def test_running_statistics_are_learned_and_written(train, val):
+    child = normalised_model()
+    tuned = oc.finetune(child, train, val, **QUICK)
+    assert tuned.accuracy > 0.9
+    assert not [warning for warning in tuned.warnings if "in onnxruntime, and" in warning]
+    before, after = weights(child), weights(tuned.model)
+    for name in ("bn.mean", "bn.var", "bn.weight"):
+        assert not np.array_equal(before[name], after[name])

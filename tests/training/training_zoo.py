@@ -44,6 +44,20 @@ def small_model(dropout: bool = True, last: str = "") -> onnx.ModelProto:
     return model
 
 
+def normalised_model() -> onnx.ModelProto:
+    """The small one with a BatchNormalization behind its convolution, whose statistics are far from the data's."""
+    model = small_model()
+    relu = next(node for node in model.graph.node if node.op_type == "Relu")
+    names = ["bn.weight", "bn.bias", "bn.mean", "bn.var"]
+    node = onnx.helper.make_node("BatchNormalization", [relu.input[0], *names], ["normal"], momentum=0.5)
+    relu.input[0] = "normal"
+    model.graph.node.insert(1, node)
+    for name, value in zip(names, (1, 0, 1, 4), strict=True):
+        model.graph.initializer.append(numpy_helper.from_array(np.full(4, value, np.float32), name))
+    onnx.checker.check_model(model)
+    return model
+
+
 def pictures(n: int, seed: int) -> dict[str, np.ndarray]:
     """Rows, columns or a diagonal, as bytes with noise, and which of them it is."""
     rng = np.random.default_rng(seed)
