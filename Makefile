@@ -25,9 +25,9 @@ demo: $(RUNTIME)  ## grow models/lenet4.onnx by one layer, into demo/lenet5.onnx
 	@mkdir -p demo
 	$(BIN)/onnx-compnet grow models/lenet4.onnx --after conv1 --candidates 40 -o demo/lenet5.onnx --data models/fashion_mnist_calibration.npz --scale 1/255 --force
 
-finetune-demo: demo  ## train that layer's network on Fashion-MNIST (three minutes), into demo/lenet5_tuned.onnx
+finetune-demo: demo  ## train that layer's network on Fashion-MNIST (two minutes), into demo/lenet5_tuned.onnx
 	$(BIN)/python models/fashion_mnist.py demo
-	$(BIN)/onnx-compnet finetune demo/lenet5.onnx --data demo/train.npz --val demo/val.npz --scale 1/255 --augment flip --epochs 2 --parent models/lenet4.onnx -o demo/lenet5_tuned.onnx --force
+	$(BIN)/onnx-compnet finetune demo/lenet5.onnx --data demo/train.npz --val demo/val.npz --scale 1/255 --augment flip --epochs 2 --lr 1e-3 --batch-size 128 --parent models/lenet4.onnx -o demo/lenet5_tuned.onnx --force
 
 test: $(DEV)  ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2

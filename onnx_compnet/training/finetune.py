@@ -87,7 +87,7 @@ def finetune(
     UsageError, UnsupportedError, ModelError, DataError, ResourceError
         As in :mod:`onnx_compnet.errors`.
     """
-    options = (options or FinetuneOptions()).changed(changes)
+    options = (options or FinetuneOptions()).changed(changes).resolved()
     device = select(parallel.local_device(options.device))
     if options.amp and device.kind != "cuda":
         raise UsageError(f"--amp is for CUDA, and this runs on {device.name}: leave it out")

@@ -116,20 +116,17 @@ class FinetuneOptions:
 
     def __post_init__(self) -> None:
         _choice("preset", self.preset, tuple(PRESETS))
-        for name, value in PRESETS[self.preset].items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
         _choice("loss", self.loss, LOSSES)
-        _choice("optimizer", self.optimizer, OPTIMIZERS)
-        _choice("schedule", self.schedule, SCHEDULES)
+        _choice("optimizer", self.optimizer, OPTIMIZERS, optional=True)
+        _choice("schedule", self.schedule, SCHEDULES, optional=True)
         _choice("best_by", self.best_by, CRITERIA)
         checked: dict[str, Any] = {
             "temperature": real("temperature", self.temperature, above=0.0),
-            "lr": real("lr", self.lr, above=0.0),
+            "lr": real("lr", self.lr, above=0.0, optional=True),
             "lr_new": real("lr_new", self.lr_new, above=0.0, optional=True),
             "momentum": real("momentum", self.momentum, least=0.0, below=1.0),
-            "weight_decay": real("weight_decay", self.weight_decay, least=0.0),
-            "warmup": real("warmup", self.warmup, least=0.0, below=1.0),
+            "weight_decay": real("weight_decay", self.weight_decay, least=0.0, optional=True),
+            "warmup": real("warmup", self.warmup, least=0.0, below=1.0, optional=True),
             "gamma": real("gamma", self.gamma, above=0.0, most=1.0),
             "clip_norm": real("clip_norm", self.clip_norm, above=0.0, optional=True),
             "holdout": real("holdout", self.holdout, above=0.0, below=1.0),
@@ -158,6 +155,11 @@ class FinetuneOptions:
         """Whether a teacher's outputs are learned, and no labels."""
         return self.loss.startswith("distill") or (self.loss == "auto" and self.teacher is not None)
 
+    def resolved(self) -> FinetuneOptions:
+        """Return these options with the preset's values where none are given."""
+        missing = {name: value for name, value in PRESETS[self.preset].items() if getattr(self, name) is None}
+        return replace(self, **missing)
+
     def changed(self, changes: Mapping[str, Any]) -> FinetuneOptions:
         """Return these options with some replaced; UsageError names an option that does not exist."""
         known = [field.name for field in fields(self)]
@@ -176,8 +178,8 @@ def _require_teacher(options: FinetuneOptions) -> None:
         )
 
 
-def _choice(name: str, value: object, known: Sequence[str]) -> None:
-    if value not in known:
+def _choice(name: str, value: object, known: Sequence[str], *, optional: bool = False) -> None:
+    if value not in known and not (optional and value is None):
         raise UsageError(f"--{name.replace('_', '-')} {value!r} is not one of {', '.join(known)}")
 
 

@@ -219,3 +219,10 @@ def test_running_statistics_are_learned_and_written(train, val):
     before, after = weights(child), weights(tuned.model)
     for name in ("bn.mean", "bn.var", "bn.weight"):
         assert not np.array_equal(before[name], after[name])
+
+
+def test_a_preset_by_keyword(model, train, val):
+    tuned = oc.finetune(model, train, val, preset="paper", epochs=1, scale=1 / 255, device="cpu")
+    assert (tuned.options.optimizer, tuned.options.lr, tuned.options.schedule) == ("sgd", 5e-3, "constant")
+    (record,) = provenance.read_finetunes(tuned.model)
+    assert (record["preset"], record["lr"], record["weight_decay"]) == ("paper", 5e-3, 1e-6)

@@ -161,7 +161,7 @@ def test_groups_of_parameters():
     names = [name for name, _ in module.named_parameters()]
     trained = choose(names, {"b.weight"}, ["a.b*"])
     assert (trained.old, trained.new, trained.frozen) == (("a.weight", "b.bias"), ("b.weight",), ("a.bias",))
-    options = FinetuneOptions(preset="paper", lr_new=0.1)
+    options = FinetuneOptions(preset="paper", lr_new=0.1).resolved()
     optimizer = optimiser(module, trained, options)
     assert isinstance(optimizer, torch.optim.SGD)
     set_rate(optimizer, 0.5)
@@ -181,10 +181,10 @@ def test_patterns_that_match_nothing_or_everything():
 
 
 def test_presets_and_what_is_given():
-    assert FinetuneOptions().optimizer == "adamw"
-    paper = FinetuneOptions(preset="paper", lr=0.1)
+    assert FinetuneOptions().resolved().optimizer == "adamw"
+    paper = FinetuneOptions().changed({"preset": "paper", "lr": 0.1}).resolved()
     assert (paper.lr, paper.weight_decay, paper.momentum, paper.optimizer) == (0.1, 1e-6, 0.9, "sgd")
-    assert FinetuneOptions(preset="paper-vgg").lr == 3e-4
+    assert FinetuneOptions(preset="paper-vgg").resolved().lr == 3e-4
 
 
 def test_shares_cover_a_batch():
