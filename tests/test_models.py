@@ -246,3 +246,16 @@ def test_script_without_data_ends_with_one_sentence(
         torch.use_deterministic_algorithms(False)
     assert capsys.readouterr().err.startswith("error: ")
     assert not (tmp_path / "out").exists()
+
+
+def test_images_for_the_training_demo(trainer, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(MODELS))
+    spec = importlib.util.spec_from_file_location("fashion_mnist", MODELS / "fashion_mnist.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.main([str(tmp_path), "--data", str(tmp_path / "absent")]) == 0
+    assert "apt-get install dataset-fashion-mnist" in capsys.readouterr().err
+    for name, count in (("train", 1500), ("val", 500)):
+        with np.load(tmp_path / f"{name}.npz") as arrays:
+            assert arrays["x"].shape == (count, 1, 28, 28)
+            assert arrays["y"].dtype == np.int64

@@ -30,9 +30,14 @@ def test_every_example_runs(tmp_path, monkeypatch, capsys):
                 assert main(words[1:]) == 0, (line, capsys.readouterr().err)
                 ran.append(words[1])
     assert ran == ["sites", "grow", "grow", "verify", "info", "finetune", "python", "python"]
-    assert {"lenet5.onnx", "lenet5_tuned.onnx", "small.onnx", "small.json", "lenet5_python.onnx", "tuned.onnx"} <= {
-        p.name for p in tmp_path.iterdir()
-    }
+    assert {
+        "lenet5.onnx",
+        "lenet5_tuned.onnx",
+        "small.onnx",
+        "small.json",
+        "lenet5_python.onnx",
+        "tuned.onnx",
+    } <= {p.name for p in tmp_path.iterdir()}
 
 
 def test_the_demo_that_is_shown_is_the_one_that_make_runs():
