@@ -27,6 +27,7 @@ from onnx_compnet.graph.index import GraphIndex, draws_random_numbers
 from onnx_compnet.graph.names import TENSOR_PREFIX
 from onnx_compnet.graph.sites import Site, refusals
 from onnx_compnet.graph.splice import splice
+from onnx_compnet.graph.weights import weight_names
 from onnx_compnet.growth import CurvePoint, Growth, SiteGrowth
 from onnx_compnet.layers import CandidateLayer, NewLayers, ReaderWeights
 from onnx_compnet.numerics import initialise
@@ -355,6 +356,12 @@ def _warnings(steps: Sequence[_Step], verdict: Verdict, job: Job, options: GrowO
                 f"{step.site.name}: a kernel of {size} reaches every position, {options.kernel} is not needed"
             )
     found += job.skipped
+    index = GraphIndex.of(job.parent)
+    for name in dict.fromkeys(name for step in steps for name in weight_names(index, step.site)):
+        if name in index.swayed:
+            found.append(
+                f"'{name}' is an input that callers may replace: the grown layers no longer follow it"
+            )
     drawn = draws_random_numbers(job.parent)
     if drawn:
         found.append(

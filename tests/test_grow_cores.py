@@ -77,19 +77,22 @@ def overridable(body, **weights):
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "mode"),
     [
-        "h = MatMul(x, w) r = Relu(h) y = MatMul(r, v)",
-        "h = MatMul(x, w) r = Relu(h) s = Mul(v, k) y = MatMul(r, s)",
-        "h = MatMul(x, w) r = Relu(h) s = Transpose(v) y = MatMul(r, s)",
+        ("h = MatMul(x, w) r = Relu(h) y = MatMul(r, v)", "replace"),
+        ("h = MatMul(x, w) r = Relu(h) s = Transpose(v) y = MatMul(r, s)", "replace"),
+        ("h = MatMul(x, w) r = Relu(h) s = Mul(v, v) y = MatMul(r, s)", "block"),
     ],
 )
-def test_initialisers_that_a_caller_may_replace_stay_inputs_as_they_are(body):
-    weights = {"w": (6, 6), "v": (6, 6)} | ({"k": 2.0} if "k" in body.split("Mul(v, ")[-1][:1] else {})
-    model = overridable(body, **weights)
-    grown = oc.grow(model, "tensor:r", {"x": normal(300, 6)}, candidates=9)
+def test_initialisers_that_a_caller_may_replace_stay_inputs_as_they_are(body, mode):
+    model = overridable(body, w=(6, 6), v=(6, 6))
+    grown = oc.grow(model, "tensor:r", {"x": normal(300, 6)}, candidates=13)
+    assert grown.site.mode == mode
     assert list(grown.model.graph.input) == list(model.graph.input)
     assert all(tensor in grown.model.graph.initializer for tensor in model.graph.initializer)
+    assert any("no longer follow" in warning for warning in grown.warnings) == (mode == "replace")
+    if mode == "block":
+        assert "the caller may replace" in grown.site.why_block
 
 
 def test_what_a_caller_may_replace_bounds_nothing():

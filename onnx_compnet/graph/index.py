@@ -227,6 +227,15 @@ class GraphIndex:
         return frozenset(known)
 
     @cached_property
+    def swayed(self) -> frozenset[str]:
+        """Those of ``constants`` that change with a value which the caller may replace."""
+        found = set(self.overridable)
+        for node in self.nodes:
+            if not found.isdisjoint(node.input) and self.constants.issuperset(node.output):
+                found.update(name for name in node.output if name)
+        return frozenset(found & self.constants)
+
+    @cached_property
     def folded(self) -> dict[str, NDArray[Any] | None]:
         """Small constants that were computed already; see ``folding``."""
         return {}

@@ -131,6 +131,11 @@ def _weight(index: GraphIndex, name: str) -> tuple[ConstantSource, FloatName]:
         raise NotAReaderError(f"its weight '{name}' is neither {', '.join(FLOATS.values())}; cast it to one")
     if 0 in source.dims:
         raise NotAReaderError(f"its weight '{name}' is empty")
+    computed = any(not is_op(index.nodes[i], "Identity", "Transpose") for i in source.path)
+    if computed and name in index.swayed:
+        raise NotAReaderError(
+            f"its weight '{name}' is computed from what the caller may replace (an initialiser among the inputs)"
+        )
     return source, source.dtype
 
 

@@ -20,7 +20,7 @@ from onnx_compnet.graph.index import (
     ints_attribute,
     is_op,
 )
-from onnx_compnet.graph.structures import Reader
+from onnx_compnet.graph.structures import Reader, Site
 from onnx_compnet.layers import Array, ConvGeometry, ReaderWeights
 
 FloatName = Literal["float32", "float64", "float16", "bfloat16"]
@@ -175,6 +175,16 @@ def native_weight(node: NodeProto, reader: Reader, W2: Array, rank: int) -> Arra
         return np.flip(weight, tuple(range(2, weight.ndim)))
     matrix = W2.T if holds_rows(node, reader) else W2
     return matrix.reshape((1,) * (rank - 2) + matrix.shape)
+
+
+def weight_names(index: GraphIndex, site: Site) -> list[str]:
+    """The tensors that the site's readers take as their weights; none of a reader that the model does not have."""
+    found = []
+    for reader in site.linear if site.mode == "replace" else ():
+        node = index.nodes[reader.index] if reader.index < len(index.nodes) else None
+        if node is not None and node.op_type == reader.op_type and len(node.input) > reader.weight_slot:
+            found.append(node.input[reader.weight_slot])
+    return found
 
 
 def reader_weights(index: GraphIndex, reader: Reader) -> ReaderWeights:
