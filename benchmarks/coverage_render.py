@@ -48,9 +48,9 @@ NOTES = """\
   no code with the tool. Where its site error is not the tool's, the site counts as failed.
 - A block with an activation that allows an exact core fails here if its error is above 1e-4 (5e-3 in float16), as
   does a site in front of a grouped Conv.
-- Only the sites that `sites` lists are tried, by the name it gives them and otherwise by default options; at most six
-  of mode replace and three blocks a model, spread over the graph, and no block of more than 512 channels where there
-  are narrower ones.
+- Only the sites that `sites` lists are tried, by the name it gives them and otherwise by default options; at most
+  six of mode replace and three blocks a model (four and two of onnx's light models), spread over the graph, and no
+  block of more than 512 channels where there are narrower ones.
 - A model that strict shape inference refuses, or onnxruntime can't run, can't hold its child to more; it is
   marked.
 - Linear nodes are Conv, Gemm, MatMul, ConvTranspose and their quantised and fused kin in the main graph. Those in
