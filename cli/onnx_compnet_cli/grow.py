@@ -62,7 +62,10 @@ def add_to(commands: Any) -> None:
 
 def _add_layer_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--candidates", type=int, metavar="N", help="neurons before selection (default: twice the channels)"
+        "--candidates",
+        type=int,
+        metavar="N",
+        help="neurons before selection (default: twice the channels; more for a block)",
     )
     group.add_argument(
         "--activation",
