@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -216,7 +217,7 @@ def test_help_needs_neither_torch_nor_onnxruntime():
 
 def run_in_shell(line, **environment):
     """The command in a shell of its own, for what only a real process has: streams and encodings."""
-    line = line.replace("onnx-compnet", f'"{sys.executable}" -m onnx_compnet', 1)
+    line = re.sub(r"(^|; )onnx-compnet ", rf'\1"{sys.executable}" -m onnx_compnet ', line)
     return subprocess.run(
         ["sh", "-c", line], capture_output=True, check=False, env={**os.environ, **environment}
     )
