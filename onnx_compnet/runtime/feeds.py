@@ -144,12 +144,15 @@ def load_function(text: str) -> Callable[[], Iterable[Any]]:
     if folder not in sys.path:
         sys.path.append(folder)
     sys.modules[module_name] = module  # pickling (worker processes) looks it up
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing appears beside the user's file
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[module_name]
         told = " ".join(str(error).split())
         raise DataError(f"{path} can't be imported, {type(error).__name__}: {told}") from error
+    finally:
+        sys.dont_write_bytecode = writes
     function = vars(module).get(name)
     if not callable(function):
         known = [key for key, value in vars(module).items() if inspect.isfunction(value)]
