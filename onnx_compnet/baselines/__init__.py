@@ -1,0 +1,1 @@
+"""What growing is measured against."""
