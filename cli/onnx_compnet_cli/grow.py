@@ -88,9 +88,21 @@ def _add_layer_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_selection_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--method", choices=METHODS, default="alg3", help="how neurons are chosen (default alg3)"
+        "--method",
+        choices=METHODS,
+        default="alg3",
+        help="how neurons are chosen: the paper's alg1, alg2, alg3 (default); obs (drop the cheapest, again and "
+        "again), forward (add the best), random; the last three need --keep or --max-error",
     )
-    group.add_argument("--keep", type=int, metavar="C", help="at most C neurons (random: exactly C)")
+    group.add_argument(
+        "--keep", type=int, metavar="C", help="at most C neurons (the width for obs, forward and random)"
+    )
+    group.add_argument(
+        "--max-error",
+        type=float,
+        metavar="E",
+        help="as few neurons as keep the site error on held-out samples within E (exit 1 if none do)",
+    )
     group.add_argument(
         "--lam", type=float, default=0.1, metavar="L", help="λ, for alg3 a fraction of λ_max (default 0.1)"
     )
@@ -161,6 +173,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 _GROW_OPTIONS = (
-    "method", "candidates", "keep", "lam", "alpha", "activation", "init", "kernel", "mode", "holdout",
+    "method", "candidates", "keep", "max_error", "lam", "alpha", "activation", "init", "kernel", "mode", "holdout",
     "holdout_data", "max_rel_error", "min_agreement", "refit",
 )  # fmt: skip
