@@ -77,6 +77,11 @@ def _add_layer_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--init", choices=INITS, default="auto", help="initial weights (default by activation)"
     )
+    group.add_argument(
+        "--batch-norm",
+        action="store_true",
+        help="net2deeper: a BatchNormalization in front of the activation",
+    )
     group.add_argument("--kernel", type=int, default=3, metavar="K", help="kernel of a new Conv (default 3)")
     group.add_argument(
         "--mode",
@@ -92,10 +97,13 @@ def _add_selection_options(group: argparse._ArgumentGroup) -> None:
         choices=METHODS,
         default="alg3",
         help="how neurons are chosen: the paper's alg1, alg2, alg3 (default); obs (drop the cheapest, again and "
-        "again), forward (add the best), random; the last three need --keep or --max-error",
+        "again), forward (add the best) and random need --keep or --max-error; net2deeper and netmorph fit nothing",
     )
     group.add_argument(
-        "--keep", type=int, metavar="C", help="at most C neurons (the width for obs, forward and random)"
+        "--keep",
+        type=int,
+        metavar="C",
+        help="at most C neurons (the width for obs, forward, random and netmorph)",
     )
     group.add_argument(
         "--max-error",
@@ -174,5 +182,5 @@ def run(options: argparse.Namespace) -> int:
 
 _GROW_OPTIONS = (
     "method", "candidates", "keep", "max_error", "lam", "alpha", "activation", "init", "kernel", "mode", "holdout",
-    "holdout_data", "max_rel_error", "min_agreement", "refit",
+    "holdout_data", "max_rel_error", "min_agreement", "refit", "batch_norm",
 )  # fmt: skip
