@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from onnx_compnet.growth import Growth, SiteGrowth
     from onnx_compnet.numerics.iilasso import Solution, iilasso
     from onnx_compnet.pipeline import grow
+    from onnx_compnet.suggestion import SiteScore, Suggestion, SuggestOptions, suggest
     from onnx_compnet.training.finetune import finetune
     from onnx_compnet.training.options import FinetuneOptions
     from onnx_compnet.training.result import Tuned
@@ -63,7 +64,10 @@ __all__ = [
     "ResourceError",
     "Site",
     "SiteGrowth",
+    "SiteScore",
     "Solution",
+    "SuggestOptions",
+    "Suggestion",
     "Tuned",
     "UnsupportedError",
     "UsageError",
@@ -77,6 +81,7 @@ __all__ = [
     "iilasso",
     "load",
     "refusals",
+    "suggest",
     "to_torch",
     "verify",
     "write_back",
@@ -98,6 +103,10 @@ _HOME = {
     "Solution": "numerics.iilasso",
     "iilasso": "numerics.iilasso",
     "grow": "pipeline",
+    "SiteScore": "suggestion",
+    "SuggestOptions": "suggestion",
+    "Suggestion": "suggestion",
+    "suggest": "suggestion",
     "finetune": "training.finetune",
     "FinetuneOptions": "training.options",
     "Tuned": "training.result",
