@@ -115,7 +115,6 @@ def compare(
         for entry in entries
     )
     _refuse_if_all_failed(rows, done)
-    fitted, held_out = job.split.fit.samples or 0, job.split.held_out.samples or 0
     return MethodComparison(
         rows=rows,
         site=job.sites[0],
@@ -123,8 +122,8 @@ def compare(
         epochs=epochs,
         data=job.data,
         random_data=job.random_data,
-        samples_fitted=fitted,
-        samples_held_out=held_out,
+        samples_fitted=max(each.fitted for each in done),
+        samples_held_out=max(each.held_out for each in done),
         device=job.device.name,
         parent_sha256=job.parent_sha256,
         options={name: value for name, value in changes.items() if name != "progress" and value is not None},
@@ -186,6 +185,9 @@ class _Done:
     """those whose width or architecture other rows take"""
     candidates: int | None = None
     """how many the first method had"""
+    fitted: int = 0
+    held_out: int = 0
+    """samples, as far as a growth counted them"""
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,8 @@ class _Bench:
             )  # fmt: skip
         growth = grow(self.model, self.after, self.data, options=self._grow_options(entry, done))
         done.candidates = done.candidates or growth.candidates
+        done.fitted = max(done.fitted, growth.samples_fitted)
+        done.held_out = max(done.held_out, growth.samples_held_out)
         if entry.name in self.lending:
             done.lenders[entry.name] = growth
         return counted(

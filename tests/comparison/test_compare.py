@@ -191,6 +191,18 @@ def test_three_seeds_by_default_with_training():
     assert [run.seed for run in found["net2deeper"].runs] == [0, 1, 2]
 
 
+def test_data_of_a_function():
+    data = samples(150)
+
+    def feeds():
+        for start in range(0, 150, 10):
+            yield {"x": data["x"][start : start + 10]}, data["y"][start : start + 10]
+
+    found = oc.compare(mlp(), "w1", feeds, methods=["alg3", "net2deeper"], seeds=1, **TRAINED)
+    assert (found.samples_fitted, found.samples_held_out) == (120, 30)
+    assert found["alg3"].runs[0].training.samples == 135
+
+
 def test_a_training_that_diverges_is_told_of_that_row(monkeypatch):
     def diverging(model, data, val, options):
         if any("compnet" in node.name for node in model.graph.node):
