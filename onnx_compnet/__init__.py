@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnx_compnet.bridge.module import to_torch
     from onnx_compnet.bridge.write_back import write_back
+    from onnx_compnet.comparison.result import MethodComparison, MethodRow, MethodRun
+    from onnx_compnet.comparison.run import compare
     from onnx_compnet.config import GrowOptions
     from onnx_compnet.errors import (
         AmbiguousNameError,
@@ -52,6 +54,9 @@ __all__ = [
     "GrowOptions",
     "Growth",
     "InputError",
+    "MethodComparison",
+    "MethodRow",
+    "MethodRun",
     "ModelError",
     "NameNotFoundError",
     "OutputExistsError",
@@ -69,6 +74,7 @@ __all__ = [
     "Verdict",
     "VerificationError",
     "__version__",
+    "compare",
     "find_sites",
     "finetune",
     "grow",
@@ -82,6 +88,10 @@ __all__ = [
 ]
 
 _HOME = {
+    "MethodComparison": "comparison.result",
+    "MethodRow": "comparison.result",
+    "MethodRun": "comparison.result",
+    "compare": "comparison.run",
     "GrowOptions": "config",
     "Refusal": "graph.sites",
     "Site": "graph.sites",
