@@ -89,6 +89,16 @@ def collect(
     )
 
 
+def pre_activations(session: Session, batches: Batches, site: Site, layer: CandidateLayer) -> Covariance:
+    """The moments of x = W1·t + b1 alone."""
+    found = CovarianceAccumulator(len(layer.b1))
+    for _, tensors in capture(session, batches):
+        with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
+            x, _ = new_layer(layer, _computable(tensors[site.tensor]))
+        found.update(channel_rows(x, output_channel_axis(layer)).cpu())
+    return found.result()
+
+
 def scale(session: Session, batches: Batches, site: Site) -> float:
     """The root mean square of the site's tensor, or a tenth of its largest value if that is more; 1 if it is 0."""
     squares, count, largest = 0.0, 0, 0.0

@@ -11,7 +11,9 @@ from typing import Any, Literal
 from onnx_compnet.errors import UsageError
 from onnx_compnet.layers import ACTIVATION_PARAMETERS, Activation
 
-METHODS = ("alg1", "alg2", "alg3", "random")
+CONSTRUCTED = ("net2deeper", "netmorph")
+"""methods that make the layer from the model's weights alone, without fitting"""
+METHODS = ("alg1", "alg2", "alg3", "random", *CONSTRUCTED)
 MODES = ("auto", "replace", "block")
 INITS = ("auto", "he", "glorot", "xavier", "kumar")
 ACTIVATION_ALIASES = {
@@ -23,7 +25,7 @@ ACTIVATION_ALIASES = {
 }
 ACTIVATION_NAMES = ("auto", *ACTIVATION_PARAMETERS, *ACTIVATION_ALIASES)
 
-Method = Literal["alg1", "alg2", "alg3", "random"]
+Method = Literal["alg1", "alg2", "alg3", "random", "net2deeper", "netmorph"]
 Normalisation = float | Sequence[float] | Mapping[str, float | Sequence[float]] | None
 
 
@@ -36,7 +38,8 @@ class GrowOptions:
     method
         ``alg1``, ``alg2``, ``alg3`` (the paper's Algorithms 1 to 3) or ``random`` (a random subset, the floor
         that every method must beat). Algorithm 3 is the default: of the three it alone looks at what the next
-        layer needs.
+        layer needs. Two baselines see no data: ``net2deeper`` (D1 neurons that hand their channel on) and
+        ``netmorph`` (the readers' filters taken apart; ``keep`` or ``candidates`` is its width, 2·D1 by default).
     candidates
         N_redundant, the neurons (channels) before selection. Where None 2·D1, about as wide as in the paper's
         experiments. For a block, and in front of a grouped Conv, the pool begins with a core that keeps the function
@@ -68,6 +71,8 @@ class GrowOptions:
         (x·scale - mean)/std for the float inputs read from arrays; numbers, one a channel, or {input: …}.
     batch_axis, shape
         {input: axis of the samples, None for a constant}; {input: shape} for random data.
+    batch_norm
+        net2deeper only: a BatchNormalization in front of the activation, the identity at the fitted samples' moments.
     progress
         A bar on stderr while samples are captured.
     """
@@ -96,6 +101,7 @@ class GrowOptions:
     std: Normalisation = None
     batch_axis: Mapping[str, int | None] | None = None
     shape: Mapping[str, Sequence[int]] | None = None
+    batch_norm: bool = False
     progress: bool = False
 
     def __post_init__(self) -> None:
@@ -122,6 +128,12 @@ class GrowOptions:
         check_mappings(self.batch_axis, self.shape)
         if self.method == "random" and self.keep is None:
             raise UsageError("method random has no width of its own: give --keep C (keep=C)")
+        if self.method == "net2deeper" and (self.candidates is not None or self.keep is not None):
+            raise UsageError(
+                "method net2deeper has as many neurons as there are channels: leave out --candidates, --keep"
+            )
+        if self.batch_norm and self.method != "net2deeper":
+            raise UsageError(f"--batch-norm is for method net2deeper, not for {self.method}")
         if self.candidates is not None and self.keep is not None and self.keep > self.candidates:
             raise UsageError(f"--keep {self.keep} is more than the {self.candidates} candidates")
 

@@ -60,10 +60,15 @@ ACTIVATION_PARAMETERS: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise function h: a key of ACTIVATION_PARAMETERS and its parameters' values, in that order."""
+    """An elementwise function h: a key of ACTIVATION_PARAMETERS and its parameters' values, in that order.
+
+    With a ``share`` other than 1 it is NetMorph's parametric activation share·h(z) + (1 − share)·z, its share a
+    weight of each neuron, to be learned.
+    """
 
     name: str
     parameters: tuple[float, ...] = ()
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         if self.name not in ACTIVATION_PARAMETERS:
@@ -75,8 +80,16 @@ class Activation:
 
     def __str__(self) -> str:
         values = zip(ACTIVATION_PARAMETERS[self.name], self.parameters, strict=True)
-        inside = ", ".join(f"{key}={value:g}" for key, value in values)
-        return f"{self.name}({inside})" if inside else self.name
+        inside = [f"{key}={value:g}" for key, value in values]
+        inside += [f"share={self.share:g}"] if self.share != 1 else []
+        return f"{self.name}({', '.join(inside)})" if inside else self.name
+
+    @property
+    def as_identity(self) -> Activation:
+        """The parametric activation that starts as the identity: a PRelu of slope 1 for the rectifiers."""
+        if self.name in ("relu", "leaky_relu", "prelu"):
+            return Activation("prelu", (1.0,))
+        return Activation(self.name, self.parameters, 0.0)
 
 
 @dataclass(frozen=True)
@@ -131,6 +144,17 @@ LayerKind: TypeAlias = Literal["conv", "gemm", "matmul"]
 
 
 @dataclass(frozen=True)
+class BatchNorm:
+    """(x − mean)/√(variance + epsilon)·scale + bias; each array (Dn,), in the model's dtype."""
+
+    scale: Array
+    bias: Array
+    mean: Array
+    variance: Array
+    epsilon: float = 1e-5
+
+
+@dataclass(frozen=True)
 class CandidateLayer:
     """The new layer before selection: ``x = W1·t + b1``, ``A = h(x)``.
 
@@ -138,6 +162,9 @@ class CandidateLayer:
     t (N, D1, *spatial). kind "gemm" (t is 2-D) and "matmul" (any rank): W1 is (Dn, D1), acting on the axis
     ``channel_axis`` of t, where x has Dn: -1, or with W1 on the left 0 ("gemm") or -2 ("matmul"). b1 is (Dn,).
     Arrays have the model's dtype (what is fitted is what is written).
+
+    The baselines alone have more: other ``pads`` (ONNX order) and ``dilations`` of a "conv", and a ``norm`` between
+    W1 and h (only where the channels are on axis 1).
     """
 
     kind: LayerKind
@@ -145,6 +172,9 @@ class CandidateLayer:
     W1: Array
     b1: Array
     channel_axis: int = -1
+    pads: tuple[int, ...] | None = None
+    dilations: tuple[int, ...] | None = None
+    norm: BatchNorm | None = None
 
 
 @dataclass(frozen=True)
@@ -152,10 +182,12 @@ class ReaderWeights:
     """A reader's new weights in canonical form: y = W2ᵀu + b2, W2 (kept·taps, D2) grouped by neuron, b2 (D2,).
 
     Of a reader with groups, W2 is (kept/groups·taps, D2): each column belongs to the neurons of its output's group.
+    With ``unpadded`` a Conv loses its pads, which the new layer has taken over.
     """
 
     W2: Array
     b2: Array
+    unpadded: bool = False
 
 
 @dataclass(frozen=True)

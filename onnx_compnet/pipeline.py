@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -18,10 +16,11 @@ from typing import Any
 import onnx
 import torch
 
-from onnx_compnet.collect import ReaderGroup, Statistics, collect, reader_groups, scale
-from onnx_compnet.config import GrowOptions
+from onnx_compnet.baselines.net2net import normalised
+from onnx_compnet.collect import ReaderGroup, Statistics, collect, pre_activations, reader_groups, scale
+from onnx_compnet.config import CONSTRUCTED, GrowOptions
 from onnx_compnet.core import Known, by_group, known_weights
-from onnx_compnet.errors import DataError, ResourceError, UsageError, VerificationError
+from onnx_compnet.errors import DataError, UsageError, VerificationError
 from onnx_compnet.graph import model_io, names, provenance, prune
 from onnx_compnet.graph.index import GraphIndex, draws_random_numbers
 from onnx_compnet.graph.names import TENSOR_PREFIX
@@ -41,6 +40,7 @@ from onnx_compnet.planning import (
     Place,
     activation_at,
     candidate_layer,
+    constructed,
     core_of,
     has_core,
     neurons,
@@ -50,6 +50,7 @@ from onnx_compnet.planning import (
 from onnx_compnet.report import provenance as provenance_of
 from onnx_compnet.runtime.device import peak_memory
 from onnx_compnet.runtime.session import Session
+from onnx_compnet.runtime.stages import Stopwatch, out_of_memory_said
 from onnx_compnet.verification import MAX_REL_ERROR, MIN_AGREEMENT, Gates, Target, Verdict, compare
 
 log = logging.getLogger(__name__)
@@ -86,11 +87,11 @@ def grow(
         As in :mod:`onnx_compnet.errors`.
     """
     options = (options or GrowOptions()).changed(changes)
-    stopwatch = _Stopwatch()
+    stopwatch = Stopwatch()
     with stopwatch("load"):
         job = prepare(model, after, data, options)
     current, steps = job.parent, []
-    with _out_of_memory_said():
+    with out_of_memory_said():
         for planned in job.sites:
             site = names.resolve(current, TENSOR_PREFIX + planned.tensor, planned.mode)
             site = replace(site, name=planned.name, activation=planned.activation)
@@ -121,33 +122,11 @@ class _Step:
     columns: int
 
 
-@contextmanager
-def _out_of_memory_said() -> Iterator[None]:
-    """torch's CPU allocator raises a bare RuntimeError."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
-            raise
-        raise ResourceError("out of memory: lower --candidates, --batch-size or --kernel") from error
-
-
-class _Stopwatch:
-    """Seconds by stage, in order; a stage that comes again adds up."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-
-
 def _grow_site(
-    model: onnx.ModelProto, site: Site, job: Job, options: GrowOptions, stopwatch: _Stopwatch
+    model: onnx.ModelProto, site: Site, job: Job, options: GrowOptions, stopwatch: Stopwatch
 ) -> tuple[onnx.ModelProto, _Step]:
+    if options.method in CONSTRUCTED:
+        return _construct_site(model, site, job, options, stopwatch)
     Dn = neurons(site, options)
     if options.keep is not None and options.keep > Dn:
         raise UsageError(f"--keep {options.keep} is more than the {Dn} candidates at {site.name}")
@@ -181,6 +160,31 @@ def _grow_site(
         columns=max(fit.W2.shape[0] for fit in selection.readers),
     )
     return spliced.model, step
+
+
+def _construct_site(
+    model: onnx.ModelProto, site: Site, job: Job, options: GrowOptions, stopwatch: Stopwatch
+) -> tuple[onnx.ModelProto, _Step]:
+    """A site at which nothing is fitted: the layer is made of the weights that are there."""
+    with stopwatch("solve"):
+        layers, warnings = constructed(GraphIndex.of(model), site, options)
+    if options.batch_norm:
+        with stopwatch("capture"):
+            session = Session(prune.prefix(model, [site.tensor]), job.device)
+            layers = normalised(layers, pre_activations(session, job.split.fit, site, layers.layer))
+    with stopwatch("splice"):
+        spliced = splice(model, site, layers, label=site.name)
+    width = len(layers.layer.b1)
+    selection = Selection(
+        kept=tuple(range(width)),
+        beta=torch.ones(width, dtype=torch.float64),
+        readers=(),
+        fitted_error=math.nan,
+        held_out_error=None,
+        dropped_dead=0,
+        warnings=warnings,
+    )
+    return spliced.model, _Step(site, layers.layer, selection, spliced.targets, rows=0, columns=0)
 
 
 def _select(
@@ -267,7 +271,7 @@ def _growth(
     verdict: Verdict,
     job: Job,
     options: GrowOptions,
-    stopwatch: _Stopwatch,
+    stopwatch: Stopwatch,
 ) -> Growth:
     sites = tuple(_site_growth(step, verdict, options) for step in steps)
     growth = Growth(

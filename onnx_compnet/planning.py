@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import onnx
 
-from onnx_compnet.config import GrowOptions, activation_named
+from onnx_compnet.baselines.construct import construct
+from onnx_compnet.config import CONSTRUCTED, GrowOptions, activation_named
 from onnx_compnet.errors import ResourceError, UsageError
 from onnx_compnet.graph import model_io, names, provenance
 from onnx_compnet.graph.emission import emit
+from onnx_compnet.graph.index import GraphIndex
 from onnx_compnet.graph.names import ALL_CONVS, TENSOR_PREFIX
 from onnx_compnet.graph.sites import Site, find_sites
 from onnx_compnet.graph.trial import layer_alone
-from onnx_compnet.layers import Activation, CandidateLayer
+from onnx_compnet.layers import Activation, CandidateLayer, NewLayers
 from onnx_compnet.numerics import initialise
 from onnx_compnet.numerics.initialise import Core
 from onnx_compnet.runtime.device import Device, available_memory
@@ -70,7 +72,7 @@ def prepare(
         emit(activation_at(site, options), model_io.opset(parent), dtype=site.dtype)
     device = select_device(options.device)
     for site in sites:
-        alone = layer_alone(parent, site, activation_at(site, options), _kernel(site, options.kernel))
+        alone = layer_alone(parent, site, activation_at(site, options), kernel_at(site, options.kernel))
         require_runnable(alone, site.dtype, device)
     data_options = DataOptions.of(
         batch_size=options.batch_size,
@@ -133,11 +135,16 @@ def _sites(
 
 
 def activation_at(site: Site, options: GrowOptions) -> Activation:
-    """The new layer's activation: relu where a core is needed, and of the one in front of the site there is none."""
+    """The new layer's activation: relu where a core is needed, and of the one in front of the site there is none.
+
+    NetMorph's begins as the identity.
+    """
     if options.activation != "auto":
-        return activation_named(options.activation)
-    flat = has_core(site) and initialise.is_flat(site.activation, site.bounds)
-    return Activation("relu") if flat else site.activation
+        found = activation_named(options.activation)
+    else:
+        flat = has_core(site) and initialise.is_flat(site.activation, site.bounds)
+        found = Activation("relu") if flat else site.activation
+    return found.as_identity if options.method == "netmorph" else found
 
 
 def has_core(site: Site) -> bool:
@@ -146,7 +153,14 @@ def has_core(site: Site) -> bool:
 
 
 def neurons(site: Site, options: GrowOptions) -> int:
-    """N_redundant: as asked for; with a core no fewer than that has, and a multiple of the groups."""
+    """N_redundant: as asked for; with a core no fewer than that has, and a multiple of the groups.
+
+    Of a method that constructs the layer its width.
+    """
+    if options.method == "net2deeper":
+        return site.channels
+    if options.method == "netmorph":
+        return options.keep or options.candidates or 2 * site.channels
     if not has_core(site):
         return options.candidates or 2 * site.channels
     core = initialise.core_size(site.channels, activation_at(site, options), site.bounds)
@@ -161,7 +175,7 @@ def core_of(site: Site, options: GrowOptions, t_scale: float = 1.0) -> Core | No
     return initialise.exact_core(
         site.channels,
         neurons(site, options),
-        _kernel(site, options.kernel),
+        kernel_at(site, options.kernel),
         activation_at(site, options),
         bounds=site.bounds,
         groups=site.groups,
@@ -175,7 +189,7 @@ def candidate_layer(site: Site, options: GrowOptions, core: Core | None) -> Cand
         site.kind,
         site.channels,
         neurons(site, options),
-        _kernel(site, options.kernel),
+        kernel_at(site, options.kernel),
         activation_at(site, options),
         init=options.init,
         seed=options.seed,
@@ -185,7 +199,13 @@ def candidate_layer(site: Site, options: GrowOptions, core: Core | None) -> Cand
     )
 
 
-def _kernel(site: Site, kernel: int) -> tuple[int, ...]:
+def constructed(index: GraphIndex, site: Site, options: GrowOptions) -> tuple[NewLayers, tuple[str, ...]]:
+    """The layer that a method in CONSTRUCTED makes of the model's weights, and warnings."""
+    kernel = kernel_at(site, options.kernel)
+    return construct(index, site, neurons(site, options), kernel, activation_at(site, options), options)
+
+
+def kernel_at(site: Site, kernel: int) -> tuple[int, ...]:
     """K in each spatial direction, but no wider than reaches from end to end: taps beyond only ever see zeros."""
     if site.kind != "conv":
         return ()
@@ -197,7 +217,7 @@ def memory_needed(site: Site, Dn: int, kernel: int) -> int:
 
     And the candidates' weights, which a wide layer on many channels makes large, while they are drawn.
     """
-    weights = Dn * site.channels * math.prod(_kernel(site, kernel))
+    weights = Dn * site.channels * math.prod(kernel_at(site, kernel))
     geometries = [reader.geometry for reader in site.linear]
     moments = max(each.groups * (Dn // each.groups * each.taps) ** 2 for each in geometries)
     return 5 * 8 * moments + 3 * 8 * weights
@@ -222,6 +242,15 @@ def refuse_large(site: Site, Dn: int, kernel: int, device: Device) -> None:
     )
 
 
+def _place_lines(site: Site, layer: CandidateLayer, width: str) -> list[str]:
+    kernel = "×".join(map(str, layer.W1.shape[2:]))
+    return [
+        f"site        {site.name}: tensor {site.tensor}, {site.channels} channels, "
+        f"read by {site.read_by_text}, mode {site.mode}",
+        f"new layer   {' '.join(filter(None, (site.kind, kernel)))} + {layer.activation}, {width}",
+    ]
+
+
 def plan(
     model: onnx.ModelProto | str | Path,
     after: Place | Sequence[Place],
@@ -236,13 +265,15 @@ def plan(
     lines = []
     for site in job.sites:
         Dn = neurons(site, options)
+        if options.method in CONSTRUCTED:
+            layers, _ = constructed(GraphIndex.of(job.parent), site, options)
+            lines += _place_lines(site, layers.layer, f"{Dn} neurons")
+            lines.append(f"method      {options.method}: made of the model's own weights, nothing is fitted")
+            continue
         refuse_large(site, Dn, options.kernel, job.device)
         candidate = candidate_layer(site, options, core_of(site, options))
-        kernel = "×".join(map(str, candidate.W1.shape[2:]))
         lines += [
-            f"site        {site.name}: tensor {site.tensor}, {site.channels} channels, "
-            f"read by {site.read_by_text}, mode {site.mode}",
-            f"new layer   {' '.join(filter(None, (site.kind, kernel)))} + {candidate.activation}, {Dn} candidates",
+            *_place_lines(site, candidate, f"{Dn} candidates"),
             f"method      {options.method}, at most {options.keep or Dn} kept",
             f"columns     {Dn * site.max_taps} ({Dn} candidates × {site.max_taps}), "
             f"about {memory_needed(site, Dn, options.kernel) / 2**20:.0f} MiB for their moments",

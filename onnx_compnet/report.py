@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from onnx_compnet.config import CONSTRUCTED
 from onnx_compnet.graph.sites import Refusal, Site
 from onnx_compnet.growth import Growth, SiteGrowth
 from onnx_compnet.numerics.ridge import BELIEVED
@@ -251,9 +252,14 @@ def _site_lines(grown: SiteGrowth) -> Iterable[tuple[str, str]]:
     )
     yield "method", _method_line(grown)
     dead = f" ({grown.dropped_dead} had no variance)" if grown.dropped_dead else ""
-    yield "neurons", f"{grown.candidates} candidates → {len(grown.kept)} kept{dead}"
-    fitted = f"{grown.fitted_error:.3g}" if grown.fitted_error >= BELIEVED else f"below {BELIEVED}"
-    yield "site error", f"{grown.site_error:.3g} on held-out samples ({fitted} fitted)"
+    chosen = f"{grown.candidates} candidates → {len(grown.kept)} kept{dead}"
+    yield "neurons", f"{len(grown.kept)}" if grown.method in CONSTRUCTED else chosen
+    if math.isnan(grown.fitted_error):
+        fitted = "nothing was fitted"
+    else:
+        fitted = f"{grown.fitted_error:.3g}" if grown.fitted_error >= BELIEVED else f"below {BELIEVED}"
+        fitted += " fitted"
+    yield "site error", f"{grown.site_error:.3g} on held-out samples ({fitted})"
 
 
 def _method_line(grown: SiteGrowth) -> str:

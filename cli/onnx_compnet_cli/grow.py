@@ -77,6 +77,11 @@ def _add_layer_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--init", choices=INITS, default="auto", help="initial weights (default by activation)"
     )
+    group.add_argument(
+        "--batch-norm",
+        action="store_true",
+        help="net2deeper: a BatchNormalization in front of the activation",
+    )
     group.add_argument("--kernel", type=int, default=3, metavar="K", help="kernel of a new Conv (default 3)")
     group.add_argument(
         "--mode",
@@ -88,9 +93,14 @@ def _add_layer_options(group: argparse._ArgumentGroup) -> None:
 
 def _add_selection_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--method", choices=METHODS, default="alg3", help="how neurons are chosen (default alg3)"
+        "--method",
+        choices=METHODS,
+        default="alg3",
+        help="how neurons are chosen (default alg3); net2deeper and netmorph fit nothing",
     )
-    group.add_argument("--keep", type=int, metavar="C", help="at most C neurons (random: exactly C)")
+    group.add_argument(
+        "--keep", type=int, metavar="C", help="at most C neurons (random, netmorph: exactly C)"
+    )
     group.add_argument(
         "--lam", type=float, default=0.1, metavar="L", help="λ, for alg3 a fraction of λ_max (default 0.1)"
     )
@@ -162,5 +172,5 @@ def run(options: argparse.Namespace) -> int:
 
 _GROW_OPTIONS = (
     "method", "candidates", "keep", "lam", "alpha", "activation", "init", "kernel", "mode", "holdout",
-    "holdout_data", "max_rel_error", "min_agreement", "refit",
+    "holdout_data", "max_rel_error", "min_agreement", "refit", "batch_norm",
 )  # fmt: skip

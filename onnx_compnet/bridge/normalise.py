@@ -68,7 +68,7 @@ def normalise(model: ModelProto) -> Normalised:
         UnsupportedError: there is no converter for an op; names all such ops, their versions and a node of each.
     """
     index = GraphIndex.of(model)
-    inlined = GraphIndex.of(_inlined(model))
+    inlined = GraphIndex.of(written_out(model))
     source = _constants(index, inlined)
     nodes = [node for node in inlined.nodes if not set(node.output) & source.keys()]
     alias = {name: name for name in source}
@@ -97,7 +97,7 @@ def normalise(model: ModelProto) -> Normalised:
     return Normalised(light, tuple(inputs), tuple(outputs), tuple(held))
 
 
-def _inlined(model: ModelProto) -> ModelProto:
+def written_out(model: ModelProto) -> ModelProto:
     """The model without large constants, with its functions, and those ops that are functions, written out."""
     light = without_large_weights(model)
     try:

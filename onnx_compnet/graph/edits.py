@@ -29,7 +29,7 @@ class Edits:
     def __init__(self, index: GraphIndex, label: str) -> None:
         self._index = index
         self._constants: dict[str, tuple[ConstantSource, NDArray[Any]]] = {}
-        self._floats: list[tuple[int, str, float]] = []
+        self._attributes: list[tuple[int, str, Any]] = []
         self._axes: dict[str, tuple[int, int]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._released: list[str] = []
@@ -59,9 +59,9 @@ class Edits:
         """A reader of this constant has another one now: it goes, and what computes it, unless still read."""
         self._released.append(tensor)
 
-    def set_float(self, position: int, key: str, value: float) -> None:
-        """Another value for a float attribute that is present."""
-        self._floats.append((position, key, value))
+    def set_attribute(self, position: int, key: str, value: Any) -> None:
+        """Another value for a node's attribute; None takes it away."""
+        self._attributes.append((position, key, value))
 
     def resize_axis(self, tensor: str, axis: int, size: int) -> None:
         """Where the shape of ``tensor`` is declared, one axis has another size now."""
@@ -86,10 +86,8 @@ class Edits:
         child = ModelProto()
         child.CopyFrom(self._index.model)
         nodes = child.graph.node
-        for position, key, value in self._floats:
-            for item in nodes[position].attribute:
-                if item.name == key:
-                    item.f = value
+        for position, key, value in self._attributes:
+            _set_attribute(nodes[position], key, value)
         for position, edited in edges.items():
             _set_edges(nodes[position], edited)
         self._write_constants(child)
@@ -146,6 +144,18 @@ def write_values(model: ModelProto, values: dict[str, NDArray[Any]]) -> ModelPro
             else:
                 _set_constant_node(node, values[node.output[0]])
     return child
+
+
+def _set_attribute(node: NodeProto, key: str, value: Any) -> None:
+    place = next((i for i, item in enumerate(node.attribute) if item.name == key), len(node.attribute))
+    if value is None:
+        del node.attribute[place : place + 1]
+        return
+    made = onnx.helper.make_attribute(key, value)
+    if place < len(node.attribute):
+        node.attribute[place].CopyFrom(made)
+    else:
+        node.attribute.append(made)
 
 
 def _set_edges(node: NodeProto, edited: NodeProto) -> None:

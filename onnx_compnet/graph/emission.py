@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -77,7 +77,20 @@ class _Writer:
             self.add(_WITH_ATTRIBUTES[name], SOURCE, result=RESULT, **attributes)
         else:
             getattr(self, f"_{name}")(*values)
+        if activation.share != 1:
+            self._mix_with_identity(activation.share)
         return Emission(tuple(self.nodes), self.constants)
+
+    def _mix_with_identity(self, share: float) -> None:
+        """x + share·(h(x) − x), the share a weight of each channel."""
+        self.nodes[-1] = replace(self.nodes[-1], output="h")
+        self.constants["share"] = np.full(self._by_channel, share, self.dtype)
+        bend = self.add("Mul", self.add("Sub", "h", SOURCE), "share")
+        self.add("Add", SOURCE, bend, result=RESULT)
+
+    @property
+    def _by_channel(self) -> tuple[int, ...]:
+        return (self.channels,) + (1,) * self.spatial_rank
 
     def add(self, op: str, *inputs: str, result: str = "", **attributes: float | str) -> str:
         output = result or f"{op}_{len(self.nodes)}"
@@ -89,8 +102,7 @@ class _Writer:
         return name
 
     def _prelu(self, slope: float) -> None:
-        shape = (self.channels,) + (1,) * self.spatial_rank
-        self.constants["slope"] = np.full(shape, slope, self.dtype)
+        self.constants["slope"] = np.full(self._by_channel, slope, self.dtype)
         self.add("PRelu", SOURCE, "slope", result=RESULT)
 
     def _clip(self, low: float, high: float) -> None:

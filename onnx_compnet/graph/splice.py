@@ -24,7 +24,7 @@ from onnx_compnet.graph.splice_block import insert_block
 from onnx_compnet.graph.structures import Reader, Site
 from onnx_compnet.graph.survey import Survey, survey
 from onnx_compnet.graph.weights import bias_slot, can_hold, find_constant, integers, native_weight
-from onnx_compnet.layers import Array, CandidateLayer, NewLayers, ReaderWeights
+from onnx_compnet.layers import Array, BatchNorm, CandidateLayer, NewLayers, ReaderWeights
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,9 @@ def splice(model: ModelProto, site: Site, layers: NewLayers, label: str) -> Spli
     surgery.insert(layer)
     for number, (reader, weights) in enumerate(zip(site.linear, layers.readers, strict=True)):
         surgery.rewire(number, reader, _cast(weights.W2, site), _cast(weights.b2, site))
+        if weights.unpadded:
+            surgery.edits.set_attribute(reader.index, "auto_pad", None)
+            surgery.edits.set_attribute(reader.index, "pads", [0] * 2 * len(site.spatial))
     child = surgery.finish()
     return Spliced(child, tuple((reader.output, reader.output) for reader in site.linear))
 
@@ -124,7 +127,12 @@ def _cast(values: Array, site: Site) -> Array:
 
 
 def _cast_layer(layer: CandidateLayer, site: Site) -> CandidateLayer:
-    return replace(layer, W1=_cast(layer.W1, site), b1=_cast(layer.b1, site))
+    norm = layer.norm
+    if norm is not None:
+        scale, bias = _cast(norm.scale, site), _cast(norm.bias, site)
+        mean, variance = _cast(norm.mean, site), _cast(norm.variance, site)
+        norm = BatchNorm(scale, bias, mean, variance, norm.epsilon)
+    return replace(layer, W1=_cast(layer.W1, site), b1=_cast(layer.b1, site), norm=norm)
 
 
 # ---------------------------------------------------------------- the surgery
@@ -189,7 +197,7 @@ class _Surgery:
         for number, key in enumerate(("alpha", "beta") if reader.op_type == "Gemm" else ()):
             scale = float_attribute(node, key, 1.0)
             if scale == 0.0:
-                self.edits.set_float(reader.index, key, 1.0)
+                self.edits.set_attribute(reader.index, key, 1.0)
                 scale = 1.0
             scales[number] = self.dtype.type(scale)
         present = find_constant(self.index, node.input[reader.weight_slot])

@@ -49,7 +49,8 @@ def apply(activation: Activation, x: Tensor, channel_axis: int = 1) -> Tensor:  
     ``channel_axis`` says where the neurons lie; every activation of today is the same for all neurons (a
     PRelu has one slope), so it changes nothing yet.
     """
-    return _FUNCTIONS[activation.name](x, *activation.parameters)
+    A = _FUNCTIONS[activation.name](x, *activation.parameters)
+    return A if activation.share == 1 else x + activation.share * (A - x)
 
 
 def value_and_slope_at_zero(activation: Activation) -> tuple[float, float]:

@@ -38,7 +38,7 @@ AUTO_RULES: dict[str, str] = {
 """The rule that ``init="auto"`` takes for each activation."""
 
 
-def variance(init: str, activation: Activation, fan_in: int, fan_out: int) -> float:
+def variance(init: str, activation: Activation, fan_in: float, fan_out: float) -> float:
     """The variance of one weight of W1.
 
     =================  =======================================  ============================================
