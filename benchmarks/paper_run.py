@@ -27,6 +27,7 @@ from benchmarks.datasets import Images, load
 from benchmarks.networks import to_onnx
 from benchmarks.paper_rows import ROWS, WIDTH_OF, Row, Settings, image_shape, network, stored
 from onnx_compnet import config
+from onnx_compnet.baselines.scratch import scratch
 from onnx_compnet.cost import forward_flops
 from onnx_compnet.report import dumps
 from onnx_compnet.version import __version__, library_versions
@@ -162,9 +163,8 @@ class Bench:
     # ------------------------------------------------------------ children
 
     def _drawn(self, kind: str, seed: int, *, activation: str = "relu", inserted: int = 0) -> onnx.ModelProto:
-        torch.manual_seed(seed)
         module = network(kind, self.settings, activation=activation, inserted=inserted)
-        return to_onnx(module, image_shape(self.family, self.settings))
+        return scratch(to_onnx(module, image_shape(self.family, self.settings)), seed=seed)
 
     def _child(
         self, row: Row, method: str, seed: int, parent: onnx.ModelProto, width: int | None
