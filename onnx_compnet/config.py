@@ -11,9 +11,11 @@ from typing import Any, Literal
 from onnx_compnet.errors import UsageError
 from onnx_compnet.layers import ACTIVATION_PARAMETERS, Activation
 
+WITHOUT_WIDTH = ("obs", "forward", "random")
+"""methods that choose no width by themselves"""
 CONSTRUCTED = ("net2deeper", "netmorph")
 """methods that make the layer from the model's weights alone, without fitting"""
-METHODS = ("alg1", "alg2", "alg3", "random", *CONSTRUCTED)
+METHODS = ("alg1", "alg2", "alg3", "obs", "forward", "random", *CONSTRUCTED)
 MODES = ("auto", "replace", "block")
 INITS = ("auto", "he", "glorot", "xavier", "kumar")
 ACTIVATION_ALIASES = {
@@ -25,7 +27,7 @@ ACTIVATION_ALIASES = {
 }
 ACTIVATION_NAMES = ("auto", *ACTIVATION_PARAMETERS, *ACTIVATION_ALIASES)
 
-Method = Literal["alg1", "alg2", "alg3", "random", "net2deeper", "netmorph"]
+Method = Literal["alg1", "alg2", "alg3", "obs", "forward", "random", "net2deeper", "netmorph"]
 Normalisation = float | Sequence[float] | Mapping[str, float | Sequence[float]] | None
 
 
@@ -36,9 +38,10 @@ class GrowOptions:
     Parameters
     ----------
     method
-        ``alg1``, ``alg2``, ``alg3`` (the paper's Algorithms 1 to 3) or ``random`` (a random subset, the floor
-        that every method must beat). Algorithm 3 is the default: of the three it alone looks at what the next
-        layer needs. Two baselines see no data: ``net2deeper`` (D1 neurons that hand their channel on) and
+        ``alg1``, ``alg2``, ``alg3`` (the paper's Algorithms 1 to 3), ``obs`` (backward elimination: drop what costs
+        least, again and again), ``forward`` (add what helps most) or ``random`` (a random subset, the floor that
+        every method must beat). Algorithm 3 is the default; ``obs`` comes closest at a given width.
+        Two baselines see no data: ``net2deeper`` (D1 neurons that hand their channel on) and
         ``netmorph`` (the readers' filters taken apart; ``keep`` or ``candidates`` is its width, 2·D1 by default).
     candidates
         N_redundant, the neurons (channels) before selection. Where None 2·D1, about as wide as in the paper's
@@ -46,8 +49,12 @@ class GrowOptions:
         by itself (D1 neurons where the activation is linear on the tensor, else 2·D1), and has D1 random ones by
         default; never fewer than the core, and as many in each group.
     keep
-        At most this many neurons survive; needed by ``random``, where it is the width. A core stays as a whole,
-        unless ``keep`` is smaller.
+        At most this many neurons survive; the width for ``obs``, ``forward`` and ``random``, which need it or
+        ``max_error``. A core stays as a whole, unless ``keep`` is smaller.
+    max_error
+        The site error that is allowed: the narrowest layer on the method's path that keeps to it on held-out samples,
+        with at most ``keep`` neurons. A core is then no more than other candidates. Below 0.01 the sums over the
+        samples are taken in float64.
     lam, alpha
         λ and α of iiLasso, the paper's 0.1. For Algorithm 3 λ is a fraction of the site's λ_max.
     activation
@@ -80,6 +87,7 @@ class GrowOptions:
     method: Method = "alg3"
     candidates: int | None = None
     keep: int | None = None
+    max_error: float | None = None
     lam: float = 0.1
     alpha: float = 0.1
     activation: str = "auto"
@@ -120,14 +128,21 @@ class GrowOptions:
             "alpha": real("alpha", self.alpha, least=0.0),
             "ridge": real("ridge", self.ridge, least=0.0, below=1.0),
             "holdout": real("holdout", self.holdout, above=0.0, below=1.0),
+            "max_error": real("max_error", self.max_error, above=0.0, optional=True),
             "max_rel_error": real("max_rel_error", self.max_rel_error, above=0.0, optional=True),
             "min_agreement": real("min_agreement", self.min_agreement, least=0.0, most=1.0, optional=True),
         }
         for name, value in checked.items():  # plain numbers, whatever kind of number was given
             object.__setattr__(self, name, value)
         check_mappings(self.batch_axis, self.shape)
-        if self.method == "random" and self.keep is None:
-            raise UsageError("method random has no width of its own: give --keep C (keep=C)")
+        if self.method in WITHOUT_WIDTH and self.keep is None and self.max_error is None:
+            raise UsageError(
+                f"method {self.method} has no width of its own: give --keep C (keep=C) or --max-error E"
+            )
+        if self.max_error is not None and not self.refit:
+            raise UsageError(
+                "--max-error is met by solving again, so it can't be had together with --no-refit"
+            )
         if self.method == "net2deeper" and (self.candidates is not None or self.keep is not None):
             raise UsageError(
                 "method net2deeper has as many neurons as there are channels: leave out --candidates, --keep"

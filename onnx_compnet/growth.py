@@ -18,11 +18,15 @@ from onnx_compnet.verification import Verdict
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One width on a path: λ as a fraction of λ_max, neurons kept, error on held-out moments (worst reader)."""
+    """One width on a path: λ as a fraction of λ_max, neurons kept, error on held-out moments (worst reader).
 
-    lam: float
+    ``lam`` is None where the path is not one of λ; ``fitted_error`` is that on fitted moments.
+    """
+
+    lam: float | None
     kept: int
     error: float | None
+    fitted_error: float | None = None
 
 
 @dataclass(frozen=True)

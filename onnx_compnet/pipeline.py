@@ -97,8 +97,8 @@ def grow(
             site = replace(site, name=planned.name, activation=planned.activation)
             try:
                 current, step = _grow_site(current, site, job, options, stopwatch)
-            except DataError as error:
-                raise DataError(f"site {planned.name}: {error}") from error
+            except (DataError, VerificationError) as error:
+                raise type(error)(f"site {planned.name}: {error}") from error
             steps.append(step)
         with stopwatch("verify"):
             verdict = _verdict(current, steps, job, options)
@@ -216,6 +216,7 @@ def _select(
         lam=options.lam,
         alpha=options.alpha,
         keep=options.keep,
+        max_error=options.max_error,
         rho=options.ridge,
         refit=options.refit,
         seed=options.seed,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from onnx_compnet.config import CONSTRUCTED
@@ -94,7 +95,7 @@ def site_report(grown: SiteGrowth) -> dict[str, Any]:
         "predicted_error": grown.predicted_error,
         "reader_errors": dict(grown.reader_errors),
         "targets": [list(pair) for pair in grown.targets],
-        "curve": [{"lam": point.lam, "kept": point.kept, "error": point.error} for point in grown.curve],
+        "curve": [asdict(point) for point in grown.curve],
     }
 
 

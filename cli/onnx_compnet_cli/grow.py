@@ -96,10 +96,20 @@ def _add_selection_options(group: argparse._ArgumentGroup) -> None:
         "--method",
         choices=METHODS,
         default="alg3",
-        help="how neurons are chosen (default alg3); net2deeper and netmorph fit nothing",
+        help="how neurons are chosen: the paper's alg1, alg2, alg3 (default); obs (drop the cheapest, again and "
+        "again), forward (add the best) and random need --keep or --max-error; net2deeper and netmorph fit nothing",
     )
     group.add_argument(
-        "--keep", type=int, metavar="C", help="at most C neurons (random, netmorph: exactly C)"
+        "--keep",
+        type=int,
+        metavar="C",
+        help="at most C neurons (the width for obs, forward, random and netmorph)",
+    )
+    group.add_argument(
+        "--max-error",
+        type=float,
+        metavar="E",
+        help="as few neurons as keep the site error on held-out samples within E (exit 1 if none do)",
     )
     group.add_argument(
         "--lam", type=float, default=0.1, metavar="L", help="λ, for alg3 a fraction of λ_max (default 0.1)"
@@ -171,6 +181,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 _GROW_OPTIONS = (
-    "method", "candidates", "keep", "lam", "alpha", "activation", "init", "kernel", "mode", "holdout",
+    "method", "candidates", "keep", "max_error", "lam", "alpha", "activation", "init", "kernel", "mode", "holdout",
     "holdout_data", "max_rel_error", "min_agreement", "refit", "batch_norm",
 )  # fmt: skip

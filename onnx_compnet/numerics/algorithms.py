@@ -22,13 +22,14 @@ from onnx_compnet.numerics import problems as sites
 from onnx_compnet.numerics import ridge
 from onnx_compnet.numerics.iilasso import MAX_ITR, Solution, Statistics, cap_search
 from onnx_compnet.numerics.moments import Covariance, merge_covariances
+from onnx_compnet.numerics.paths import greedy
 from onnx_compnet.numerics.pool import FREE, Constraints, Pool, Selection
 from onnx_compnet.numerics.problems import Problem, ReaderFit, hadamard_statistics
 from onnx_compnet.numerics.similarity import similarity
 
 __all__ = ["METHODS", "Problem", "ReaderFit", "Selection", "alg1", "alg2", "alg3", "random_subset", "select"]
 
-METHODS = ("alg1", "alg2", "alg3", "random")
+METHODS = ("alg1", "alg2", "alg3", "obs", "forward", "random")
 PATH_POINTS = 12
 
 T = TypeVar("T")
@@ -46,6 +47,7 @@ def select(
     lam: float = 0.1,
     alpha: float = 0.1,
     keep: int | None = None,
+    max_error: float | None = None,
     rho: float = ridge.RHO,
     refit: bool = True,
     seed: int = 0,
@@ -79,6 +81,8 @@ def select(
             path_points=path_points,
             constraints=constraints,
         )
+    if method in ("obs", "forward"):
+        return greedy(method, problems, keep=keep, max_error=max_error, rho=rho, constraints=constraints)
     if method == "random":
         if keep is None:
             raise UsageError("method 'random' needs keep, the number of neurons")
@@ -269,8 +273,8 @@ def alg3(
         offsets = [ridge.intercept(problem.fit, W2) for problem, W2 in zip(scaled, rows, strict=True)]
         return sites.measured(scaled, rows, offsets), ()
 
-    curve: list[tuple[float, int, float | None]] = []
-    errors: dict[bytes, float | None] = {}
+    curve: list[tuple[float, int, float | None, float]] = []
+    errors: dict[bytes, tuple[float, float | None]] = {}
     beta = np.zeros(len(places))
     for fraction in np.geomspace(0.8, 0.01, path_points).tolist() if path_points else []:
         point = statistics.solve(fraction * lam_max, alpha, beta)
@@ -278,8 +282,8 @@ def alg3(
         support = completed(point)
         key = support.tobytes() if refit else point.beta.tobytes()
         if key not in errors:
-            errors[key] = sites.worst(readers(point)[0])[1]
-        curve.append((fraction, len(support), errors[key]))
+            errors[key] = sites.worst(readers(point)[0])
+        curve.append((fraction, len(support), *errors[key][::-1]))
     found, more = readers(solution)
     unstandardised = solution.beta[solution.support] * to_beta[solution.support]
     return replace(
