@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from onnx_compnet.config import METHODS
+from onnx_compnet.config import METHODS, GrowOptions
 from onnx_compnet.errors import UsageError
 
 
@@ -23,6 +23,8 @@ class Entry:
     width: Literal["own", "all", "none"] | str = "own"
 
 
+PATHS = ("obs", "forward")
+"""methods that know the error of every width"""
 PARENT, SCRATCH = "parent", "scratch"
 REFERENCE = "alg3"
 """the row whose width (and, from scratch, whose architecture) others take"""
@@ -60,13 +62,24 @@ def chosen(names: Sequence[str] | None, methods: Sequence[str] = METHODS) -> tup
     return tuple(entry for entry in rows.values() if entry.name in wanted | {PARENT})
 
 
-def needed(entries: Sequence[Entry], keep: int | None, methods: Sequence[str] = METHODS) -> tuple[Entry, ...]:
-    """The rows to make, in an order in which those that lend a width or an architecture come first."""
-    rows = known(methods)
-    order: dict[str, Entry] = {}
-    for entry in entries:
-        lender = rows.get(entry.width)
-        if lender is not None and (keep is None or entry.method is None):
-            order[lender.name] = lender
-    return (*(e for e in entries if e.name == PARENT), *order.values(),
-            *(e for e in entries if e.name != PARENT and e.name not in order))  # fmt: skip
+def lender(entry: Entry, options: GrowOptions) -> str | None:
+    """The row whose width (without a method: whose architecture) a row takes; None where it needs none.
+
+    With ``keep`` that is the width; with ``max_error`` the methods that have a path of widths find their own.
+    """
+    if entry.width in ("own", "all", "none"):
+        return None
+    if entry.method is None:
+        return entry.width
+    finds_its_own = options.max_error is not None and entry.method in PATHS
+    return None if options.keep is not None or finds_its_own else entry.width
+
+
+def needed(
+    entries: Sequence[Entry], options: GrowOptions, methods: Sequence[str] = METHODS
+) -> tuple[Entry, ...]:
+    """The rows to make, in an order in which those that lend something come first."""
+    lending = {name for entry in entries if (name := lender(entry, options)) is not None}
+    first = [entry for entry in known(methods).values() if entry.name in lending]
+    rest = [entry for entry in entries if entry.name != PARENT and entry.name not in lending]
+    return (*(entry for entry in entries if entry.name == PARENT), *first, *rest)

@@ -205,7 +205,7 @@ def _short(value: float, sign: str = "") -> str:
 def _error(value: float) -> str:
     if not math.isfinite(value):
         return "inf"
-    return f"{value:.3f}" if 0.001 <= value < 1000 or value == 0 else f"{value:.0e}"
+    return "0" if value == 0 else f"{value:.3f}" if 0.001 <= value < 1000 else f"{value:.0e}"
 
 
 def _seconds(value: float | None) -> str:

@@ -14,10 +14,10 @@ from typing import Any
 import onnx
 
 from onnx_compnet.baselines.scratch import scratch
-from onnx_compnet.comparison.entries import PARENT, Entry, chosen, needed
+from onnx_compnet.comparison.entries import PARENT, Entry, chosen, lender, needed
 from onnx_compnet.comparison.folder import Folder
 from onnx_compnet.comparison.result import MethodComparison, MethodRow, MethodRun, Training
-from onnx_compnet.config import GrowOptions, whole
+from onnx_compnet.config import CONSTRUCTED, GrowOptions, whole
 from onnx_compnet.cost import forward_flops
 from onnx_compnet.errors import CompnetError, UnsupportedError, UsageError, VerificationError
 from onnx_compnet.graph import model_io
@@ -87,14 +87,14 @@ def compare(
     Raises
     ------
     UnsupportedError
-        Every method failed; gives the reasons. (If they all have the same one, that error itself.)
+        Every method failed; gives the reasons. (Where all errors are of one class, it is of that class.)
     UsageError, UnsupportedError, ModelError, DataError, ResourceError
         As ``grow`` and ``finetune``: what is wrong with the arguments, the model, the site or the samples.
     """
     entries = chosen(methods)
     which = counted(seeds, epochs)
     growing, training = _options(changes, epochs)
-    make = needed(entries, growing.keep)
+    make = needed(entries, growing)
     folder = Folder(
         output, force=force, names=[e.name for e in entries], seeds=which, used=(model, data, val)
     )
@@ -102,7 +102,7 @@ def compare(
     job = prepare(model, after, data, growing.changed({"seed": which[0]}))
     if len(job.sites) != 1:
         raise UsageError(f"compare works at one place, and --after names {len(job.sites)}; name one of them")
-    shown, lending = {entry.name for entry in entries}, {entry.width for entry in make}
+    shown, lending = {entry.name for entry in entries}, {lender(entry, growing) for entry in entries}
     bench = _Bench(model, parent, after, data, val, growing, training, folder, shown, lending)
     done = [bench.run(seed, make) for seed in which]
     rows = tuple(
@@ -168,9 +168,11 @@ def _refuse_if_all_failed(rows: Sequence[MethodRow], done: Sequence[_Done]) -> N
         return
     errors = {name: error for each in reversed(done) for name, error in each.errors.items()}
     own = {name: error for name, error in errors.items() if not isinstance(error, _NoWidthError)}
-    if len({str(error) for error in own.values()}) == 1:
+    reasons, kinds = {str(error) for error in own.values()}, {type(error) for error in own.values()}
+    if len(reasons) == 1:
         raise next(iter(own.values()))
-    raise UnsupportedError("no method can grow there. " + "; ".join(f"{n}: {e}" for n, e in own.items()))
+    kind = kinds.pop() if len(kinds) == 1 else UnsupportedError
+    raise kind("no method can grow there. " + "; ".join(f"{name}: {error}" for name, error in own.items()))
 
 
 @dataclass
@@ -202,7 +204,7 @@ class _Bench:
     training: FinetuneOptions | None
     folder: Folder
     shown: set[str]
-    lending: set[str]
+    lending: set[str | None]
 
     def run(self, seed: int, entries: Sequence[Entry]) -> _Done:
         """Make all rows with one seed."""
@@ -256,10 +258,12 @@ class _Bench:
 
     def _grow_options(self, entry: Entry, done: _Done) -> GrowOptions:
         changes: dict[str, Any] = {"method": entry.method, "seed": done.seed}
+        if entry.method in CONSTRUCTED:
+            changes["max_error"] = None
         if entry.width in ("all", "none"):
             changes["keep"] = None
-        elif entry.width != "own" and self.growing.keep is None:
-            changes["keep"] = len(_lender(entry, done).kept)
+        elif lender(entry, self.growing) is not None:
+            changes |= {"keep": len(_lender(entry, done).kept), "max_error": None}
         if entry.width == "none":
             changes["candidates"] = None
         elif self.growing.candidates is None:  # as many as the first one had

@@ -90,6 +90,17 @@ def test_keep_is_every_width():
     assert "netmorph-alg2" in width or found["netmorph-alg2"].failures
 
 
+def test_an_error_instead_of_a_width():
+    rows = ["alg3", "obs", "random", "netmorph"]
+    found = oc.compare(mlp(), "w1", samples(400), methods=rows, max_error=0.3, candidates=24)
+    width = {row.name: row.runs[0].width for row in found.rows[1:]}
+    assert found["obs"].runs[0].site_error < 0.31
+    assert width["obs"] < width["random"] == width["alg3"]
+    assert width["netmorph"] == 24
+    with pytest.raises(oc.VerificationError, match="out of reach"):
+        oc.compare(mlp(), "w1", samples(), methods=["obs", "forward"], max_error=1e-9, candidates=24)
+
+
 def test_one_call_a_seed_and_lenders_that_are_not_shown(monkeypatch):
     made = []
 

@@ -45,10 +45,17 @@ def test_the_parent_comes_first_and_the_order_is_that_of_the_table():
 
 
 def test_rows_that_lend_a_width_are_made_first():
-    entries = chosen(["random", "netmorph-alg2", "net2deeper"])
-    assert names(needed(entries, None)) == ["parent", "alg3", "alg2", "random", "netmorph-alg2", "net2deeper"]
-    assert names(needed(entries, 8)) == ["parent", "random", "netmorph-alg2", "net2deeper"]
-    assert names(needed(chosen(["scratch"]), 8)) == ["parent", "alg3", "scratch"]
+    def made(rows, **options):
+        return names(needed(chosen(rows), oc.GrowOptions(**options)))
+
+    rows = ["random", "netmorph-alg2", "net2deeper"]
+    assert made(rows) == ["parent", "alg2", "alg3", "random", "netmorph-alg2", "net2deeper"]
+    assert made(rows, keep=8) == ["parent", "random", "netmorph-alg2", "net2deeper"]
+    assert made(["random", "obs"], max_error=0.1) == ["parent", "alg3", "obs", "random"]
+    assert made(["forward", "obs"], max_error=0.1) == ["parent", "obs", "forward"]
+    assert made(["forward", "obs"]) == ["parent", "alg3", "obs", "forward"]
+    assert made(["scratch"], keep=8, max_error=0.1) == ["parent", "alg3", "scratch"]
+    assert made(["random", "alg1", "alg3"]) == ["parent", "alg3", "alg1", "random"]
 
 
 # ---------------------------------------------------------------- text and JSON
