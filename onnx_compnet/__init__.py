@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnx_compnet.bridge.module import to_torch
     from onnx_compnet.bridge.write_back import write_back
+    from onnx_compnet.comparison.result import MethodComparison, MethodRow, MethodRun
+    from onnx_compnet.comparison.run import compare
     from onnx_compnet.config import GrowOptions
     from onnx_compnet.errors import (
         AmbiguousNameError,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from onnx_compnet.growth import Growth, SiteGrowth
     from onnx_compnet.numerics.iilasso import Solution, iilasso
     from onnx_compnet.pipeline import grow
+    from onnx_compnet.suggestion import SiteScore, Suggestion, SuggestOptions, suggest
     from onnx_compnet.training.finetune import finetune
     from onnx_compnet.training.options import FinetuneOptions
     from onnx_compnet.training.result import Tuned
@@ -51,6 +54,9 @@ __all__ = [
     "GrowOptions",
     "Growth",
     "InputError",
+    "MethodComparison",
+    "MethodRow",
+    "MethodRun",
     "ModelError",
     "NameNotFoundError",
     "OutputExistsError",
@@ -58,25 +64,34 @@ __all__ = [
     "ResourceError",
     "Site",
     "SiteGrowth",
+    "SiteScore",
     "Solution",
+    "SuggestOptions",
+    "Suggestion",
     "Tuned",
     "UnsupportedError",
     "UsageError",
     "Verdict",
     "VerificationError",
     "__version__",
+    "compare",
     "find_sites",
     "finetune",
     "grow",
     "iilasso",
     "load",
     "refusals",
+    "suggest",
     "to_torch",
     "verify",
     "write_back",
 ]
 
 _HOME = {
+    "MethodComparison": "comparison.result",
+    "MethodRow": "comparison.result",
+    "MethodRun": "comparison.result",
+    "compare": "comparison.run",
     "GrowOptions": "config",
     "Refusal": "graph.sites",
     "Site": "graph.sites",
@@ -88,6 +103,10 @@ _HOME = {
     "Solution": "numerics.iilasso",
     "iilasso": "numerics.iilasso",
     "grow": "pipeline",
+    "SiteScore": "suggestion",
+    "SuggestOptions": "suggestion",
+    "Suggestion": "suggestion",
+    "suggest": "suggestion",
     "finetune": "training.finetune",
     "FinetuneOptions": "training.options",
     "Tuned": "training.result",
