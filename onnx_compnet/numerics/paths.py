@@ -111,7 +111,8 @@ def along_runs(
     """``along`` the neurons in the order in which ``runs``, the strongest penalty first, let them in.
 
     Of those that enter together the ones with the largest |β| come first; behind all of them ``rest``, and what is
-    still missing. β is that of the strongest penalty by which all the neurons chosen have been in, and 0 for those out again there.
+    still missing. β is that of the strongest penalty by which all the neurons chosen have been in, and 0 for those
+    that are out again there.
     """
     entered = np.full(len(pool.alive), len(runs))
     size = np.zeros(len(pool.alive))
