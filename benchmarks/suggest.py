@@ -157,8 +157,8 @@ def document(records: Sequence[dict[str, Any]]) -> str:
         "Each place of a trained network is grown by Algorithm 3 with grow's defaults; parent and children are then",
         "trained for the same epochs on Fashion-MNIST. ρ is Spearman's rank correlation between a score before",
         "growing and the gain after training, over the places of one network; 1: the score ranks the places as the",
-        "gains do, 0: it says nothing, −1: the wrong way round. `python benchmarks/suggest.py --write` makes this page.",
-        "",
+        "gains do, 0: it says nothing, −1: the wrong way round. `python benchmarks/suggest.py --write` makes this",
+        "page.", "",
     ]  # fmt: skip
     for name, network in NETWORKS.items():
         mine = [record for record in records if record["network"] == name]
