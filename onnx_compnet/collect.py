@@ -53,12 +53,13 @@ def collect(
     groups: Sequence[ReaderGroup],
     *,
     folds: int,
+    precise: bool = False,
     progress: str | None = None,
 ) -> Statistics:
     """Run the captured prefix over ``batches`` and sum up the moments of the candidate layer.
 
     ``session`` yields ``site.tensor`` and every reader's output. Products run in float32 (float64 for float64
-    models), sums in float64, on the session's device.
+    models and where ``precise``), sums in float64, on the session's device.
     """
     Dn = len(candidate.b1)
     covariances: list[CovarianceAccumulator | None] = [None] * folds
@@ -75,7 +76,8 @@ def collect(
             parts = group.geometry.groups
             p, D2 = Dn // parts * group.geometry.taps, y.shape[1] // parts
             accumulators[index] = accumulators[index] or [
-                MomentsAccumulator(p, D2, t.device, t.dtype) for _ in range(parts)
+                MomentsAccumulator(p, D2, t.device, torch.float64 if precise else t.dtype)
+                for _ in range(parts)
             ]
             first = 0
             for u in row_chunks(A, group.geometry):

@@ -16,6 +16,9 @@ WITHOUT_WIDTH = ("obs", "forward", "random")
 CONSTRUCTED = ("net2deeper", "netmorph")
 """methods that make the layer from the model's weights alone, without fitting"""
 METHODS = ("alg1", "alg2", "alg3", "obs", "forward", "random", *CONSTRUCTED)
+FLOAT64_BELOW = (
+    0.03  # of max_error: float32 products err by 1e-7 of the squares that cancel in the error's square
+)
 MODES = ("auto", "replace", "block")
 INITS = ("auto", "he", "glorot", "xavier", "kumar")
 ACTIVATION_ALIASES = {
@@ -53,8 +56,8 @@ class GrowOptions:
         ``max_error``. A core stays as a whole, unless ``keep`` is smaller.
     max_error
         The site error that is allowed: the narrowest layer on the method's path that keeps to it on held-out samples,
-        with at most ``keep`` neurons. A core is then no more than other candidates. Below 0.01 the sums over the
-        samples are taken in float64.
+        with at most ``keep`` neurons. A core is then no more than other candidates. Below 0.03 all products are taken
+        in float64, as those of float32 lose so small an error. Each of several sites keeps to it by itself.
     lam, alpha
         λ and α of iiLasso, the paper's 0.1. For Algorithm 3 λ is a fraction of the site's λ_max.
     activation
@@ -151,6 +154,11 @@ class GrowOptions:
             raise UsageError(f"--batch-norm is for method net2deeper, not for {self.method}")
         if self.candidates is not None and self.keep is not None and self.keep > self.candidates:
             raise UsageError(f"--keep {self.keep} is more than the {self.candidates} candidates")
+
+    @property
+    def precise_sums(self) -> bool:
+        """Whether the sums over the samples need products in float64."""
+        return self.max_error is not None and self.max_error < FLOAT64_BELOW
 
     def changed(self, changes: Mapping[str, Any]) -> GrowOptions:
         """Return these options with some replaced; UsageError names an option that does not exist."""

@@ -213,14 +213,14 @@ def kernel_at(site: Site, kernel: int) -> tuple[int, ...]:
 
 
 def memory_needed(site: Site, Dn: int, kernel: int) -> int:
-    """Bytes at the peak: fitted and held-out co-moments, a product, a factor and a work copy, in float64.
+    """Bytes at the peak: fitted and held-out co-moments, a factor, and three copies to work on, in float64.
 
     And the candidates' weights, which a wide layer on many channels makes large, while they are drawn.
     """
     weights = Dn * site.channels * math.prod(kernel_at(site, kernel))
     geometries = [reader.geometry for reader in site.linear]
     moments = max(each.groups * (Dn // each.groups * each.taps) ** 2 for each in geometries)
-    return 5 * 8 * moments + 3 * 8 * weights
+    return 6 * 8 * moments + 3 * 8 * weights
 
 
 def refuse_large(site: Site, Dn: int, kernel: int, device: Device) -> None:
@@ -229,7 +229,7 @@ def refuse_large(site: Site, Dn: int, kernel: int, device: Device) -> None:
     if needed <= available:
         return
     taps = site.max_taps
-    fewer = int((available / 40) ** 0.5 / taps)
+    fewer = int((available / 48) ** 0.5 / taps)
     advice = [f"lower --candidates to {fewer} or less"] if fewer >= 1 else []
     flattened = [reader for reader in site.linear if reader.between]
     if flattened:
@@ -274,7 +274,8 @@ def plan(
         candidate = candidate_layer(site, options, core_of(site, options))
         lines += [
             *_place_lines(site, candidate, f"{Dn} candidates"),
-            f"method      {options.method}, at most {options.keep or Dn} kept",
+            f"method      {options.method}, at most {options.keep or Dn} kept"
+            + (f", site error at most {options.max_error:g}" if options.max_error is not None else ""),
             f"columns     {Dn * site.max_taps} ({Dn} candidates × {site.max_taps}), "
             f"about {memory_needed(site, Dn, options.kernel) / 2**20:.0f} MiB for their moments",
         ]

@@ -91,6 +91,9 @@ def add_optimiser(group: argparse._ArgumentGroup) -> None:
 
 def _add_course(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--epochs", type=int, metavar="N", help="passes over the data (default 10)")
+    group.add_argument(
+        "--max-steps", type=int, metavar="N", help="end after N optimiser steps, within an epoch too"
+    )
     add_criterion(group)
     group.add_argument("--checkpoint", metavar="DIR", help="save the run here, and go on from what is here")
     group.add_argument("--checkpoint-every", type=int, metavar="N", help="steps; default: each epoch")
@@ -99,14 +102,16 @@ def _add_course(group: argparse._ArgumentGroup) -> None:
 def add_criterion(group: argparse._ArgumentGroup) -> None:
     """Add the options that say which epoch is the best one, and when to stop."""
     group.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without a better one")
-    group.add_argument("--best-by", metavar="M", help="auto (default), accuracy, loss: what is better")
+    group.add_argument(
+        "--best-by", metavar="M", help="auto (default), accuracy, loss: what is better; last: no choice"
+    )
 
 
 _OPTIONS = (
     "loss", "teacher", "temperature", "labels", "output_name", "class_axis", "augment", "crop_padding", "preset",
     "optimizer", "lr", "weight_decay", "schedule", "warmup", "lr_new", "momentum", "step_epochs", "gamma",
-    "clip_norm", "freeze", "amp", "epochs", "patience", "best_by", "checkpoint", "checkpoint_every", "parent",
-    "holdout",
+    "clip_norm", "freeze", "amp", "epochs", "max_steps", "patience", "best_by", "checkpoint", "checkpoint_every",
+    "parent", "holdout",
 )  # fmt: skip
 
 
