@@ -82,7 +82,7 @@ _OPTIONS = (
     "candidates", "activation", "init", "kernel", "mode", "keep", "max_error", "lam", "alpha", "refit", "holdout",
     "holdout_data", "labels", "output_name", "class_axis", "augment", "crop_padding", "preset", "optimizer", "lr",
     "weight_decay", "schedule", "warmup", "lr_new", "momentum", "step_epochs", "gamma", "clip_norm", "freeze", "amp",
-    "patience", "best_by",
+    "max_steps", "patience", "best_by",
 )  # fmt: skip
 
 
