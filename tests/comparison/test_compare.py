@@ -120,6 +120,15 @@ def test_one_call_a_seed_and_lenders_that_are_not_shown(monkeypatch):
     assert [run.seed for run in found["random"].runs] == [4, 2]
 
 
+def test_batch_norm_is_for_net2deeper_alone():
+    found = oc.compare(mlp(), "w1", samples(), methods=["alg3", "net2deeper"], batch_norm=True)
+    plain = oc.compare(mlp(), "w1", samples(), methods=["alg3", "net2deeper"])
+    more = [
+        found[name].runs[0].parameters - plain[name].runs[0].parameters for name in ("alg3", "net2deeper")
+    ]
+    assert more[0] == 0 < more[1]
+
+
 def test_a_method_that_can_not_is_a_row():
     found = oc.compare(mlp("Tanh"), "w1", samples(), methods=["alg3", "net2deeper"])
     assert not found["net2deeper"].runs
