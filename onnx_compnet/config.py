@@ -20,7 +20,8 @@ FLOAT64_BELOW = (
     0.03  # of max_error: float32 products err by 1e-7 of the squares that cancel in the error's square
 )
 MODES = ("auto", "replace", "block")
-INITS = ("auto", "he", "glorot", "xavier", "kumar")
+PRINCIPAL = "principal"
+INITS = ("auto", "he", "glorot", "xavier", "kumar", PRINCIPAL)
 ACTIVATION_ALIASES = {
     "relu6": Activation("clip", (0.0, 6.0)),
     "swish": Activation("silu"),
@@ -64,6 +65,8 @@ class GrowOptions:
         ``auto`` takes the one in front of the site, else relu.
     init
         ``auto`` follows the activation (He for the rectifiers, Glorot for tanh and softsign, Kumar's rule else).
+        ``principal`` begins with up to D1 neurons (2·D1 in front of padding) that carry the directions which the
+        readers need most of the data, where h is next to linear, and draws the others as ``auto`` does.
     kernel
         Kernel of a new spatial layer; 3 as in VGG.
     mode

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from onnx_compnet.baselines.construct import construct
-from onnx_compnet.config import CONSTRUCTED, GrowOptions, activation_named
+from onnx_compnet.config import CONSTRUCTED, PRINCIPAL, GrowOptions, activation_named
 from onnx_compnet.errors import ResourceError, UsageError
 from onnx_compnet.graph import model_io, names, provenance
 from onnx_compnet.graph.emission import emit
@@ -191,7 +191,7 @@ def candidate_layer(site: Site, options: GrowOptions, core: Core | None) -> Cand
         neurons(site, options),
         kernel_at(site, options.kernel),
         activation_at(site, options),
-        init=options.init,
+        init="auto" if options.init == PRINCIPAL else options.init,
         seed=options.seed,
         dtype=np.dtype(site.dtype),
         channel_axis=site.channel_axis,

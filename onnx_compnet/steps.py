@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnx_compnet.config import GrowOptions
+from onnx_compnet.config import PRINCIPAL, GrowOptions
 from onnx_compnet.graph.index import GraphIndex, draws_random_numbers
 from onnx_compnet.graph.sites import Site
 from onnx_compnet.graph.weights import weight_names
@@ -71,6 +71,10 @@ def warnings(steps: Sequence[Step], verdict: Verdict, job: Job, options: GrowOpt
             found.append(
                 f"{step.site.name}: {step.candidate.activation} is flat at 0, so that no neurons of it keep the "
                 "function; take another activation"
+            )
+        if options.init == PRINCIPAL and step.site.groups > 1:
+            found.append(
+                f"{step.site.name}: principal directions are not for grouped readers; the candidates are random"
             )
         if options.candidates is not None and options.candidates < len(step.candidate.b1):
             found.append(
