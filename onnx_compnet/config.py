@@ -13,7 +13,7 @@ from onnx_compnet.layers import ACTIVATION_PARAMETERS, Activation
 
 WITHOUT_WIDTH = ("obs", "forward", "random")
 """methods that choose no width by themselves"""
-CONSTRUCTED = ("net2deeper", "netmorph")
+CONSTRUCTED = ("exact", "net2deeper", "netmorph")
 """methods that make the layer from the model's weights alone, without fitting"""
 METHODS = ("alg1", "alg2", "alg3", "obs", "forward", "random", *CONSTRUCTED)
 FLOAT64_BELOW = (
@@ -30,7 +30,7 @@ ACTIVATION_ALIASES = {
 }
 ACTIVATION_NAMES = ("auto", *ACTIVATION_PARAMETERS, *ACTIVATION_ALIASES)
 
-Method = Literal["alg1", "alg2", "alg3", "obs", "forward", "random", "net2deeper", "netmorph"]
+Method = Literal["alg1", "alg2", "alg3", "obs", "forward", "random", "exact", "net2deeper", "netmorph"]
 Normalisation = float | Sequence[float] | Mapping[str, float | Sequence[float]] | None
 
 
@@ -44,6 +44,7 @@ class GrowOptions:
         ``alg1``, ``alg2``, ``alg3`` (the paper's Algorithms 1 to 3), ``obs`` (backward elimination: drop what costs
         least, again and again), ``forward`` (add what helps most) or ``random`` (a random subset, the floor that
         every method must beat). Algorithm 3 is the default; ``obs`` comes closest at a given width.
+        ``exact`` keeps the function to rounding with as few neurons as the readers' weights allow, and fits nothing.
         Two baselines see no data: ``net2deeper`` (D1 neurons that hand their channel on) and
         ``netmorph`` (the readers' filters taken apart; ``keep`` or ``candidates`` is its width, 2·D1 by default).
     candidates
@@ -146,9 +147,10 @@ class GrowOptions:
             raise UsageError(
                 "--max-error is met by solving again, so it can't be had together with --no-refit"
             )
-        if self.method == "net2deeper" and (self.candidates is not None or self.keep is not None):
+        fixed = {"exact": "it needs", "net2deeper": "there are channels"}.get(self.method)
+        if fixed is not None and (self.candidates is not None or self.keep is not None):
             raise UsageError(
-                "method net2deeper has as many neurons as there are channels: leave out --candidates, --keep"
+                f"method {self.method} has as many neurons as {fixed}: leave out --candidates, --keep"
             )
         if self.batch_norm and self.method != "net2deeper":
             raise UsageError(f"--batch-norm is for method net2deeper, not for {self.method}")

@@ -157,7 +157,7 @@ def neurons(site: Site, options: GrowOptions) -> int:
 
     Of a method that constructs the layer its width.
     """
-    if options.method == "net2deeper":
+    if options.method in ("exact", "net2deeper"):
         return site.channels
     if options.method == "netmorph":
         return options.keep or options.candidates or 2 * site.channels
@@ -199,10 +199,14 @@ def candidate_layer(site: Site, options: GrowOptions, core: Core | None) -> Cand
     )
 
 
-def constructed(index: GraphIndex, site: Site, options: GrowOptions) -> tuple[NewLayers, tuple[str, ...]]:
+def constructed(
+    index: GraphIndex, site: Site, options: GrowOptions, t_scale: float = 1.0
+) -> tuple[NewLayers, tuple[str, ...]]:
     """The layer that a method in CONSTRUCTED makes of the model's weights, and warnings."""
     kernel = kernel_at(site, options.kernel)
-    return construct(index, site, neurons(site, options), kernel, activation_at(site, options), options)
+    return construct(
+        index, site, neurons(site, options), kernel, activation_at(site, options), options, t_scale
+    )
 
 
 def kernel_at(site: Site, kernel: int) -> tuple[int, ...]:
@@ -267,7 +271,7 @@ def plan(
         Dn = neurons(site, options)
         if options.method in CONSTRUCTED:
             layers, _ = constructed(GraphIndex.of(job.parent), site, options)
-            lines += _place_lines(site, layers.layer, f"{Dn} neurons")
+            lines += _place_lines(site, layers.layer, f"{len(layers.layer.b1)} neurons")
             lines.append(f"method      {options.method}: made of the model's own weights, nothing is fitted")
             continue
         refuse_large(site, Dn, options.kernel, job.device)
