@@ -30,7 +30,7 @@ def draw(
     index: GraphIndex, session: Session, batches: Batches, site: Site, options: GrowOptions
 ) -> tuple[Core | None, CandidateLayer]:
     """The core (None where none is needed) and all candidates; ``batches`` are looked at only where it matters."""
-    scaled = has_core(site) and initialise.needs_scale(activation_at(site, options), site.bounds)
+    scaled = has_core(site, options) and initialise.needs_scale(activation_at(site, options), site.bounds)
     core = core_of(site, options, scale(session, batches, site) if scaled else 1.0)
     candidate = candidate_layer(site, options, core)
     if options.init == PRINCIPAL and site.groups == 1:

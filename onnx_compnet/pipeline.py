@@ -19,7 +19,7 @@ import torch
 
 from onnx_compnet.baselines.net2net import normalised
 from onnx_compnet.candidates import draw
-from onnx_compnet.collect import ReaderGroup, Statistics, collect, pre_activations, reader_groups
+from onnx_compnet.collect import ReaderGroup, Statistics, collect, pre_activations, reader_groups, scale
 from onnx_compnet.config import CONSTRUCTED, GrowOptions
 from onnx_compnet.core import Known, by_group, known_weights
 from onnx_compnet.errors import DataError, UsageError, VerificationError
@@ -30,6 +30,7 @@ from onnx_compnet.graph.sites import Site, refusals
 from onnx_compnet.graph.splice import splice
 from onnx_compnet.growth import CurvePoint, Growth, SiteGrowth
 from onnx_compnet.layers import CandidateLayer, NewLayers, ReaderWeights
+from onnx_compnet.numerics import initialise
 from onnx_compnet.numerics.algorithms import Problem, Selection, select
 from onnx_compnet.numerics.initialise import Core
 from onnx_compnet.numerics.pool import Constraints
@@ -38,6 +39,7 @@ from onnx_compnet.planning import (
     FOLDS,
     Job,
     Place,
+    activation_at,
     constructed,
     neurons,
     prepare,
@@ -47,7 +49,7 @@ from onnx_compnet.report import provenance as provenance_of
 from onnx_compnet.runtime.device import peak_memory
 from onnx_compnet.runtime.session import Session
 from onnx_compnet.runtime.stages import Stopwatch, out_of_memory_said
-from onnx_compnet.steps import Step, above_max_error, reader_errors, warnings
+from onnx_compnet.steps import Step, above_bound, reader_errors, warnings
 from onnx_compnet.verification import Gates, Target, Verdict, compare
 
 log = logging.getLogger(__name__)
@@ -148,8 +150,12 @@ def _construct_site(
     model: onnx.ModelProto, site: Site, job: Job, options: GrowOptions, stopwatch: Stopwatch
 ) -> tuple[onnx.ModelProto, Step]:
     """A site at which nothing is fitted: the layer is made of the weights that are there."""
+    t_scale = 1.0
+    if options.method == "exact" and initialise.needs_scale(activation_at(site, options), site.bounds):
+        with stopwatch("capture"):
+            t_scale = scale(Session(prune.prefix(model, [site.tensor]), job.device), job.split.fit, site)
     with stopwatch("solve"):
-        layers, warnings = constructed(GraphIndex.of(model), site, options)
+        layers, notes = constructed(GraphIndex.of(model), site, options, t_scale)
     if options.batch_norm:
         with stopwatch("capture"):
             session = Session(prune.prefix(model, [site.tensor]), job.device)
@@ -164,7 +170,7 @@ def _construct_site(
         fitted_error=math.nan,
         held_out_error=None,
         dropped_dead=0,
-        warnings=warnings,
+        warnings=notes,
     )
     return spliced.model, Step(site, layers.layer, selection, spliced.targets, rows=0, columns=0)
 
@@ -245,7 +251,7 @@ def _verdict(child: onnx.ModelProto, steps: Sequence[Step], job: Job, options: G
     if options.min_agreement is not None and all(c.agreement is None for c in verdict.outputs.values()):
         missing = "--min-agreement is set, but no output of the model looks like class scores"
         verdict = replace(verdict, failures=(*verdict.failures, missing))
-    return replace(verdict, failures=(*verdict.failures, *above_max_error(steps, verdict, options)))
+    return replace(verdict, failures=(*verdict.failures, *above_bound(steps, verdict, options)))
 
 
 def _growth(
