@@ -110,6 +110,7 @@ def written_out(model: ModelProto) -> ModelProto:
             }
             if not unknown:
                 break
+            _write_defaults(light, unknown, version)
             light = onnx.inliner.inline_selected_functions(
                 _typed(light), [("", op) for op in sorted(unknown)], inline_schema_functions=True
             )
@@ -118,6 +119,20 @@ def written_out(model: ModelProto) -> ModelProto:
     for node in light.graph.node:
         node.domain = "" if node.domain in STANDARD_DOMAINS else node.domain
     return light
+
+
+def _write_defaults(light: ModelProto, ops: set[str], version: int) -> None:
+    """Give the nodes that are written out the attributes that they leave to ONNX's defaults.
+
+    The inliner leaves such an attribute out of the function's nodes, where its default may be another one.
+    """
+    for node in light.graph.node:
+        if not is_op(node, *ops):
+            continue
+        given = {item.name for item in node.attribute}
+        for name, known in onnx.defs.get_schema(node.op_type, version).attributes.items():
+            if name not in given and known.default_value.type != onnx.AttributeProto.UNDEFINED:
+                node.attribute.append(known.default_value)
 
 
 def _typed(light: ModelProto) -> ModelProto:

@@ -60,6 +60,14 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("opset", [13, 18])
+def test_a_function_has_the_defaults_of_its_op(opset):
+    model = build("y = MeanVarianceNormalization(x)", opset=opset)
+    assert_equal(oc.to_torch(model), model, image())
+    window = build("n = Constant<value_int=8>() h = HannWindow(n) y = Mul(x, h)")
+    assert_equal(oc.to_torch(window), window, image())
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_op(name):
     model = build(CASES[name])
