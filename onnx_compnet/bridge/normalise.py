@@ -102,6 +102,7 @@ def written_out(model: ModelProto) -> ModelProto:
     light = without_large_weights(model)
     try:
         if light.functions:
+            _write_own_defaults(light)
             light = onnx.inliner.inline_local_functions(light)
         for _ in range(_INLININGS):
             version = GraphIndex.of(light).opset
@@ -127,12 +128,25 @@ def _write_defaults(light: ModelProto, ops: set[str], version: int) -> None:
     The inliner leaves such an attribute out of the function's nodes, where its default may be another one.
     """
     for node in light.graph.node:
-        if not is_op(node, *ops):
-            continue
-        given = {item.name for item in node.attribute}
-        for name, known in onnx.defs.get_schema(node.op_type, version).attributes.items():
-            if name not in given and known.default_value.type != onnx.AttributeProto.UNDEFINED:
-                node.attribute.append(known.default_value)
+        if is_op(node, *ops):
+            known = onnx.defs.get_schema(node.op_type, version).attributes.values()
+            _complete(node, [item.default_value for item in known])
+
+
+def _write_own_defaults(light: ModelProto) -> None:
+    """The same for the calls of the model's own functions, from within others, too."""
+    functions = {(item.domain, item.name, item.overload): item for item in light.functions}
+    for part in (light.graph, *light.functions):
+        for node in part.node:
+            called = functions.get((node.domain, node.op_type, node.overload))
+            _complete(node, called.attribute_proto if called is not None else ())
+
+
+def _complete(node: NodeProto, defaults: Iterable[onnx.AttributeProto]) -> None:
+    given = {item.name for item in node.attribute}
+    node.attribute.extend(
+        item for item in defaults if item.type != item.UNDEFINED and item.name not in given
+    )
 
 
 def _typed(light: ModelProto) -> ModelProto:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx.parser
 import onnx2torch
 import pytest
 import torch
@@ -66,6 +67,16 @@ def test_a_function_has_the_defaults_of_its_op(opset):
     assert_equal(oc.to_torch(model), model, image())
     window = build("n = Constant<value_int=8>() h = HannWindow(n) y = Mul(x, h)")
     assert_equal(oc.to_torch(window), window, image())
+
+
+def test_a_function_of_the_model_has_its_own_defaults():
+    model = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["": 18, "own": 1]> net (float[N,3] x) => (float[N,3] y)
+        { a = own.outer (x) y = own.leaky <alpha = 0.5> (a) }
+        <domain: "own", opset_import: ["": 18, "own": 1]> outer (x) => (y) { y = own.leaky (x) }
+        <domain: "own", opset_import: ["": 18]> leaky <alpha: float = 0.2> (x) => (y)
+        { y = LeakyRelu <alpha: float = @alpha> (x) }""")
+    assert_equal(oc.to_torch(model), model, image(shape=(3,)))
 
 
 @pytest.mark.parametrize("name", CASES)
