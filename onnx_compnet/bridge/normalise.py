@@ -144,9 +144,7 @@ def _write_own_defaults(light: ModelProto) -> None:
 
 def _complete(node: NodeProto, defaults: Iterable[onnx.AttributeProto]) -> None:
     given = {item.name for item in node.attribute}
-    node.attribute.extend(
-        item for item in defaults if item.type != item.UNDEFINED and item.name not in given
-    )
+    node.attribute.extend(item for item in defaults if item.type != item.UNDEFINED and item.name not in given)
 
 
 def _typed(light: ModelProto) -> ModelProto:

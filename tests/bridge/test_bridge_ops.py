@@ -56,6 +56,18 @@ CASES = {
     "one_hot": (
         "a = ArgMax<axis=3>(x) d = Constant<value_int=8>() v = Constant<value_floats=[0.5,2.0]>() y = OneHot(a, d, v)"
     ),
+    "one_hot_beyond": (
+        "i = Cast<to=7>(x) d = Constant<value_int=2>() v = Constant<value_floats=[0.5,2.0]>() "
+        "y = OneHot<axis=1>(i, d, v)"
+    ),
+    "cumsum": "a = Constant<value_int=2>() y = CumSum(x, a)",
+    "cumsum_exclusive": "a = Constant<value_int=-1>() y = CumSum<exclusive=1>(x, a)",
+    "cumsum_reverse": "a = Constant<value_int=1>() y = CumSum<exclusive=1, reverse=1>(x, a)",
+    "cumsum_of_int32": "a = Constant<value_int=1>() i = Cast<to=6>(x) c = CumSum(i, a) y = Cast<to=1>(c)",
+    "nonzero": "r = Relu(x) n = NonZero(r) y = Cast<to=1>(n)",
+    "top_k_of_equal_ones": "r = Relu(x) k = Constant<value_ints=[7]>() v, i = TopK(r, k) y = Cast<to=1>(i)",
+    "top_k_smallest": "k = Constant<value_ints=[3]>() v, i = TopK<axis=1, largest=0>(x, k) y = Cast<to=1>(i)",
+    "is_inf": "z = Constant<value_float=0.0>() d = Div(x, z) i = IsInf<detect_negative=0>(d) y = Cast<to=1>(i)",
     "constant_of_shape": "s = Shape(x) z = ConstantOfShape(s) y = Add(x, z)",
     "constant_output": "y = Relu(x) z = Constant<value_floats=[1.0,2.0]>()",
 }  # fmt: skip
@@ -113,6 +125,50 @@ def test_resize_by_scales_of_old_opsets():
     for opset, op in ((9, "Upsample"), (10, "Resize")):
         model = build(f'y = {op}<mode="linear">(x, s)', scales, opset=opset)
         assert_equal(oc.to_torch(model), model, image())
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ("h = Constant<value_float=2.0>() i = Cast<to=7>(x) y = Pow(i, h)", onnx.TensorProto.INT64),
+        (
+            "a = Constant<value=int32 {7}>() s = ReduceMin<keepdims=0>(x) z = Sub(s, s) b = Cast<to=6>(z) "
+            "d = Constant<value=int32 {-2}>() y = Range(a, b, d)",
+            onnx.TensorProto.INT32,
+        ),
+    ],
+)
+def test_the_type_of_integers(body, kind):
+    model = build(body)
+    model.graph.output[0].type.tensor_type.elem_type = kind
+    assert_equal(oc.to_torch(model), model, image())
+
+
+def test_thresholded_relu():
+    model = build("y = ThresholdedRelu<alpha=0.4>(x)", opset=13)
+    assert_equal(oc.to_torch(model), model, image())
+
+
+def test_top_k_of_old_opsets():
+    model = build("v, i = TopK<axis=2, k=3>(x) y = Relu(v)", opset=9)
+    assert_equal(oc.to_torch(model), model, image())
+
+
+@pytest.mark.parametrize("given", ["most, overlap, least", "most, overlap", "most"])
+@pytest.mark.parametrize("centre", [0, 1])
+def test_non_max_suppression(given, centre):
+    model = build(
+        f"n = NonMaxSuppression<center_point_box={centre}>(b, s, {given}) y = Cast<to=1>(n)",
+        {
+            "most": np.array([4], I64), "overlap": np.array([0.2], np.float32),
+            "least": np.array([-0.3], np.float32),
+        },
+        x="float[2,3,16]", others=", float[2,16,4] b, float[2,3,16] s",
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    boxes = rng.uniform(0, 1, (2, 16, 4)).astype(np.float32)  # the first corner is not always the smaller one
+    scores = rng.normal(size=(2, 3, 16)).astype(np.float32)
+    assert_equal(oc.to_torch(model), model, scores, boxes, scores)
 
 
 def test_softmax_of_old_opsets_is_over_all_later_axes():
