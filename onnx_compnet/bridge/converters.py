@@ -23,7 +23,6 @@ from torch import Tensor, fx, nn
 from onnx_compnet.bridge import ops, recurrent, selection, windows
 from onnx_compnet.bridge.tensors import to_tensor
 from onnx_compnet.errors import UnsupportedError
-from onnx_compnet.graph.index import describe
 
 DOMAIN = "onnx_compnet"
 """The domain of the nodes that this package converts; one of another domain is named ``domain.Op`` in it."""
@@ -190,6 +189,8 @@ def is_known(domain: str, op: str, version: int) -> bool:
 def to_graph_module(model: ModelProto) -> fx.GraphModule:
     """A normalised model as a graph module: a function of its inputs, in order.
 
+    A node's doc_string is how messages call it.
+
     Raises:
         UnsupportedError: a node's attributes or inputs are not converted; names the first.
     """
@@ -203,7 +204,7 @@ def to_graph_module(model: ModelProto) -> fx.GraphModule:
         except Exception as error:  # whatever a converter raises where it meets what it does not know
             reason = str(error) or type(error).__name__
             raise UnsupportedError(
-                f"{describe(node.proto)} (opset {versions['']}) can't be converted to torch: {reason}"
+                f"{node.proto.doc_string} (opset {versions['']}) can't be converted to torch: {reason}"
             ) from error
     try:
         return cast(fx.GraphModule, convert(model))

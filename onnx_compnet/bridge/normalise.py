@@ -334,7 +334,7 @@ def _version(domain: str, op: str, opset: int) -> int:
 
 
 def _prepare(light: ModelProto, statistics: set[str]) -> None:
-    """Give each node a name of its own, and those that this package converts its domain."""
+    """Give each node a name of its own (its doc_string keeps the model's), and those converted here their domain."""
     graph, version = light.graph, next(item.version for item in light.opset_import if item.domain == "")
     taken = {
         *dir(nn.Module()),
@@ -342,6 +342,7 @@ def _prepare(light: ModelProto, statistics: set[str]) -> None:
         *(name for node in graph.node for name in (*node.input, *node.output)),
     }
     for node in graph.node:
+        node.doc_string = describe(node)
         node.name = _free(label(node).replace(".", "/").strip("/") or node.op_type, taken)
         for place, name in enumerate(node.output):
             node.output[place] = name or _free("unused", taken)

@@ -197,6 +197,15 @@ def test_refusals_name_op_and_node(body, said):
         oc.to_torch(model)
 
 
+@pytest.mark.parametrize(("name", "called"), [("", "Resize 'y'"), ("/up.0/Resize", "Resize '/up.0/Resize'")])
+def test_refusals_call_nodes_as_the_model_does(name, called):
+    model = build('y = Resize<mode="linear">(x, s)', {"s": np.array([1, 1, 2, 2], np.float32)}, opset=10)
+    model.graph.node[0].name = name
+    model.graph.node[0].attribute[0].s = b"bicubic"
+    with pytest.raises(oc.UnsupportedError, match=called):
+        oc.to_torch(model)
+
+
 def test_refusal_comes_before_any_conversion(monkeypatch):
     from onnx_compnet.bridge import module
 
