@@ -57,15 +57,15 @@ def batch_normalization(
 ) -> Tensor:  # fmt: skip
     """x (N, C, …) normalised by its channels; in training by the batch's statistics, which move the stored ones.
 
-    ``frozen`` keeps it on the stored statistics always.
+    ``frozen`` keeps it on the stored statistics always; so does one value a channel, which has no variance.
     """
-    learns = training and not frozen
+    learns = training and not frozen and x.numel() > x.shape[1]
     return functional.batch_norm(x, mean, variance, scale, shift, learns, 1.0 - momentum, epsilon)
 
 
 def instance_normalization(x: Tensor, scale: Tensor, shift: Tensor, *, epsilon: float = 1e-5) -> Tensor:
     """x (N, C, …) normalised over the positions of each channel of each sample."""
-    return functional.group_norm(x, x.shape[1], scale, shift, epsilon)
+    return torch.group_norm(x, x.shape[1], scale, shift, epsilon)  # functional's refuses a single value
 
 
 def layer_normalization(
