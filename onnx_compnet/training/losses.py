@@ -158,6 +158,8 @@ class Objective:
                 f"{name} have the value {value} at sample {numbers[at]}, and the output {self.outputs[0]!r} has "
                 f"{classes} classes (0 to {classes - 1}): repair the labels, or train another model"
             )
+        if (labels.astype(np.int64) == IGNORED).all():
+            raise DataError(f"{name} are all {IGNORED}, which is left out: give samples with classes")
 
     def _scores(self, output: Tensor, made_by: str | None) -> Tensor:
         output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
