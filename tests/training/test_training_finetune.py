@@ -222,6 +222,12 @@ def test_running_statistics_are_learned_and_written(train, val):
         assert not np.array_equal(before[name], after[name])
 
 
+@pytest.mark.parametrize("axis", [1.0, "1", -1000])
+def test_a_class_axis_is_a_whole_number(model, train, val, axis):
+    with pytest.raises(oc.UsageError, match="--class-axis must be a whole number"):
+        oc.finetune(model, train, val, class_axis=axis, **QUICK)
+
+
 def test_a_last_batch_of_one_sample(val):
     """It has no variance where a channel has one value, behind a Gemm for one."""
     text = """<ir_version: 8, opset_import: ["": 17]> net (float[N,1,6,6] x) => (float[N,3] logits)
