@@ -3,6 +3,7 @@
 LeNet4 has two convolutions and two dense layers. VGG16 and VGG19 are configurations D and E of Simonyan and Zisserman
 (arXiv:1409.1556) for 32 × 32 pixels, without batch normalisation; the dense layers have 512 neurons, as the last map
 has 1 × 1 positions. VGG15 and VGG18 lack the first convolution of 512 filters, VGG17 has one of 256 more.
+Their weights are torch's: ``onnx_compnet.baselines.scratch`` draws them anew by He's rule.
 """
 
 from __future__ import annotations
@@ -91,14 +92,6 @@ class VGG(nn.Module):
         self.fc1, self.fc2 = nn.Linear(channels, hidden), nn.Linear(hidden, hidden)
         self.fc3 = nn.Linear(hidden, CLASSES)
         self.dropout = nn.Dropout(dropout)
-        for layer in self.modules():
-            if isinstance(
-                layer, nn.Conv2d | nn.Linear
-            ):  # without batch normalisation nothing else keeps the scale
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
-        if activation != "relu":
-            nn.init.xavier_normal_(self.get_submodule(INSERTED[kind]).weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (n, 10)."""

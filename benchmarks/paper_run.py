@@ -25,8 +25,9 @@ import torch
 import onnx_compnet as oc
 from benchmarks.datasets import Images, load
 from benchmarks.networks import to_onnx
-from benchmarks.paper_rows import ROWS, WIDTH_OF, Row, Settings, image_shape, network, stored
+from benchmarks.paper_rows import ROWS, WIDTH_OF, Row, Settings, image_shape, network, settings_from, stored
 from onnx_compnet import config
+from onnx_compnet.baselines.scratch import scratch
 from onnx_compnet.cost import forward_flops
 from onnx_compnet.report import dumps
 from onnx_compnet.version import __version__, library_versions
@@ -127,13 +128,11 @@ class Bench:
 
     def _done(self, path: Path) -> Record | None:
         record = read(path)
-        if record is not None and record["settings"] != stored(self.settings):
-            ours, theirs = stored(self.settings), record["settings"]
-            other = [
-                f"{key} {theirs.get(key)} there, {ours[key]} here"
-                for key in ours
-                if theirs.get(key) != ours[key]
-            ]
+        if record is None:
+            return None
+        ours, theirs = stored(self.settings), stored(settings_from(record["settings"]))
+        other = [f"{key} {theirs[key]} there, {ours[key]} here" for key in ours if theirs[key] != ours[key]]
+        if other:
             raise OtherSettingsError(
                 f"{path} was made with other settings ({', '.join(other)}): take the same ones, or another --out"
             )
@@ -162,9 +161,8 @@ class Bench:
     # ------------------------------------------------------------ children
 
     def _drawn(self, kind: str, seed: int, *, activation: str = "relu", inserted: int = 0) -> onnx.ModelProto:
-        torch.manual_seed(seed)
         module = network(kind, self.settings, activation=activation, inserted=inserted)
-        return to_onnx(module, image_shape(self.family, self.settings))
+        return scratch(to_onnx(module, image_shape(self.family, self.settings)), seed=seed)
 
     def _child(
         self, row: Row, method: str, seed: int, parent: onnx.ModelProto, width: int | None
