@@ -27,7 +27,7 @@ import onnx_compnet as oc
 from benchmarks import datasets, pay_run
 from benchmarks.corpus import cache_folder
 from benchmarks.paper_run import OtherSettingsError
-from benchmarks.pay_plan import CORE, EXPERIMENTS, GROWN, MORE, Plan, Task
+from benchmarks.pay_plan import CORE, EXPERIMENTS, GROWN, MORE, VALIDATION, Plan, Task
 from onnx_compnet.config import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,8 +54,7 @@ def tasks(plans: Sequence[Plan]) -> Iterator[list[Task]]:
         yield from plan.search()
         yield from plan.final(CORE)
     for plan in plans:
-        if plan.experiment.name == "small":
-            yield from plan.explore()
+        yield from plan.explore()
         yield from plan.final(MORE)
 
 
@@ -74,17 +73,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for group in tasks(plans):
             missing = [task for task in group if bench.done(task) is None]
-            if options.list and missing:
-                for task in missing:
-                    print(bench.path(task).relative_to(options.out))
-                print("(what comes after depends on these)" if group[0].split == "validation" else "", end="")
-                if group[0].split == "validation":
-                    print()
-                    return 0
-                continue
             for task in missing:
-                bench.run(task)
-    except (datasets.DatasetError, oc.CompnetError, OtherSettingsError) as error:
+                if options.list:
+                    print(bench.path(task).relative_to(options.out))
+                else:
+                    bench.run(task)
+            if options.list and missing and group[0].split == VALIDATION:
+                print("… and what depends on these")
+                break
+    except (datasets.DatasetError, oc.CompnetError, OtherSettingsError, pay_run.NoRunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 4 if isinstance(error, datasets.DatasetError) else getattr(error, "exit_code", 2)
     return 0

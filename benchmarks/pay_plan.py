@@ -58,8 +58,9 @@ class Experiment:
 EXPERIMENTS = {
     each.name: each
     for each in (
-        Experiment("small", "The parent is too small", 5, None, 180_000, 180_000, 2.0),
+        Experiment("longer", "The parent is too small", 5, None, 360_000, 360_000, 2.0),
         Experiment("data", "Data grows", 20, 10_000, 60_000, 90_000, 1.0),
+        Experiment("small", "The parent is too small, half the budget", 5, None, 180_000, 180_000, 2.0),
     )
 }
 
@@ -129,8 +130,33 @@ class Plan:
     chosen: dict[str, Task] = field(default_factory=dict)
 
     def search(self) -> Iterator[list[Task]]:
-        """Lists of runs on the validation images; each list needs the ones before it. Fills ``chosen``."""
-        small = self.experiment.name == "small"
+        """Lists of runs on the validation images; each list needs the ones before it. Fills ``chosen``.
+
+        ``small`` has the full grid; the others, which cost more, what was best and second there.
+        """
+        yield from self._full() if self.experiment.name == "small" else self._brief()
+
+    def _brief(self) -> Iterator[list[Task]]:
+        data = self.experiment.name == "data"
+        parents = [self._task("parent", Recipe(lr)) for lr in (RATES[1:] if data else RATES[2:])]
+        yield parents
+        parent = self._choose("parent", parents)
+        on = [self._task("trained-on", Recipe(lr), parent.recipe) for lr in (RATES if data else RATES[1:])]
+        yield on
+        self._choose("trained-on", on)
+        start = self._grown(0.03)
+        recipes = [replace(start, schedule="cosine")]
+        if data:
+            recipes += [start, replace(start, lr=0.01)]
+        else:
+            recipes += [replace(start, lr=0.1)]
+            recipes += [replace(recipes[0], width=4.0), replace(recipes[0], sites=("fc1",))]
+        grown = [self._task("alg3", recipe, parent.recipe) for recipe in recipes]
+        yield grown
+        self._choose("alg3", grown)
+        self.chosen["scratch"] = self._task("scratch", replace(start, lr=parent.recipe.lr))
+
+    def _full(self) -> Iterator[list[Task]]:
         parents = [self._task("parent", Recipe(lr)) for lr in RATES[1:]]
         yield parents
         parent = self._choose("parent", parents)
@@ -141,17 +167,13 @@ class Plan:
             tasks = [self._task(method, replace(start, lr=lr), begins) for lr in rates]
             yield tasks
             best = self._choose(method, tasks)
-            if small and method != "scratch":
+            if method != "scratch":
                 flat = [replace(best, recipe=replace(best.recipe, schedule="cosine"))]
                 yield flat
                 self._choose(method, tasks + flat)
-        if small:
-            totals = [self._task("scratch-total", self._grown(lr)) for lr in RATES[1:]]
-            yield totals
-            self._choose("scratch-total", totals)
-            yield from self._where()
-
-    def _where(self) -> Iterator[list[Task]]:
+        totals = [self._task("scratch-total", self._grown(lr)) for lr in RATES[1:]]
+        yield totals
+        self._choose("scratch-total", totals)
         grown = self.chosen["alg3"]
         places = (("conv2", 1.0), ("conv2", 4.0), ("fc1", 2.0))
         tasks = [replace(grown, recipe=replace(grown.recipe, sites=(s,), width=w)) for s, w in places]
@@ -162,9 +184,18 @@ class Plan:
         self._choose("alg3", [found, *faster])
 
     def explore(self) -> Iterator[list[Task]]:
-        """More runs on the validation images: several growths, other rates and sites, a parent grown early."""
+        """More runs on the validation images, that change no recipe chosen before.
+
+        ``longer``: several growths, and a parent that is grown before its rate was annealed. ``small``: another site,
+        slower new layers.
+        """
         grown = self.chosen["alg3"]
         best = grown.recipe
+        if self.experiment.name == "small":
+            yield [replace(grown, recipe=replace(best, sites=("flat",), width=0.5))]
+            yield [replace(grown, recipe=replace(best, new=1 / 3))]
+        if self.experiment.name != "longer":
+            return
         twice = [
             replace(grown, method="twice", recipe=replace(best, sites=sites, width=2.0))
             for sites in (("conv2", "conv2"), ("conv2", "fc1"))
@@ -178,8 +209,6 @@ class Plan:
             tasks = [self._task(f"{method}-early", replace(late, schedule="falling", lr=0.03), early)]
             yield tasks
             self._choose(f"{method}-early", tasks)
-        yield [replace(grown, recipe=replace(best, sites=("flat",), width=0.5))]
-        yield [replace(grown, recipe=replace(best, new=1 / 3))]
 
     def final(self, methods: Sequence[str]) -> Iterator[list[Task]]:
         """The runs on the test images, seed by seed, of those ``methods`` that have a recipe."""
@@ -219,8 +248,10 @@ class Plan:
         return self.chosen[name]
 
 
-CORE = ("parent", "trained-on", "alg3", "random", "obs", "scratch", "scratch-total")
+CORE = ("parent", "trained-on", "alg3", "random", "scratch-total")
 MORE = (
+    "obs",
+    "scratch",
     "twice",
     "thrice",
     "net2deeper",

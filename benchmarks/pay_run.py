@@ -47,6 +47,10 @@ _LAM = 0.01  # weak, so that the width that is asked for is the one that comes o
 _HOLDOUT = 0.2
 
 
+class NoRunError(Exception):
+    """None of the runs from which the best one is to be taken came to its end."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """What all runs share, kept in each file; a file of another setting is refused."""
@@ -62,7 +66,10 @@ class Setting:
 
     def stored(self, experiment: Experiment) -> Record:
         """As JSON holds it."""
-        return {**vars(self), "experiment": dict(vars(experiment))}
+        budget = {
+            key: value for key, value in vars(experiment).items() if key not in ("name", "title", "width")
+        }
+        return {**vars(self), "experiment": budget}
 
 
 def images_within(flops: float, forward: int) -> int:
@@ -136,11 +143,14 @@ class Bench:
         return record
 
     def best(self, tasks: Sequence[Task]) -> Task:
-        """The finished run with the highest accuracy at its end, by the lower loss where two are equal."""
+        """The finished run with the highest accuracy at its end, by the lower loss where two are equal.
+
+        Raises NoRunError.
+        """
         found = {task: record for task in tasks if (record := self.done(task)) is not None}
         good = {task: record["final"] for task, record in found.items() if "final" in record}
         if not good:
-            raise RuntimeError(f"no run of {[task.name for task in tasks]} came to its end")
+            raise NoRunError(f"no run of {[task.name for task in tasks]} came to its end")
         return max(good, key=lambda task: (good[task]["accuracy"], -good[task]["loss"]))
 
     # ------------------------------------------------------------ one run
