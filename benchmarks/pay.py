@@ -1,10 +1,10 @@
 """When does growing pay? Grown networks against their parents trained on and against new ones, at equal cost.
 
-    python benchmarks/pay.py                            # all runs, in the order of information (hours on one core)
-    python benchmarks/pay.py --experiments small        # small: the parent is too small; data: data grows
-    python benchmarks/pay.py --methods alg3 random      # methods of growing in the final runs
-    python benchmarks/pay.py --list                     # what is missing
-    python benchmarks/pay_report.py                     # then docs/when-growing-pays.md from the result files
+    python benchmarks/pay.py                        # all runs, in the order of information (hours on one core)
+    python benchmarks/pay.py --experiments longer   # of longer, small (small parents), data, wide (data grows)
+    python benchmarks/pay.py --methods alg3 random  # methods of growing in the final runs
+    python benchmarks/pay.py --list                 # what is missing
+    python benchmarks/pay_report.py                 # then docs/when-growing-pays.md from the result files
 
 Resumable: a run that has its file is not repeated, one that was interrupted goes on from its last epoch. The recipes
 are searched on 10,000 of the training images; the final runs, of three seeds, are measured on the test images.
@@ -27,7 +27,7 @@ import onnx_compnet as oc
 from benchmarks import datasets, pay_run
 from benchmarks.corpus import cache_folder
 from benchmarks.paper_run import OtherSettingsError
-from benchmarks.pay_plan import CORE, EXPERIMENTS, GROWN, MORE, VALIDATION, Plan, Task
+from benchmarks.pay_plan import CORE, EXPERIMENTS, GROWN, MORE, NEXT, VALIDATION, WAVES, Plan, Task
 from onnx_compnet.config import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +37,9 @@ RESULTS = ROOT / "benchmarks" / "results" / "pay"
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
+    made.add_argument(
+        "--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), help="(all)"
+    )
     made.add_argument("--methods", nargs="+", choices=GROWN, default=[m for m in GROWN if m in METHODS])
     made.add_argument("--seeds", type=int, default=3, help="of the final runs, from 0 (%(default)s)")
     made.add_argument("--data", type=Path, help="the folder of Fashion-MNIST's files")
@@ -49,13 +51,21 @@ def parser() -> argparse.ArgumentParser:
 
 
 def tasks(plans: Sequence[Plan]) -> Iterator[list[Task]]:
-    """All runs: each experiment's search and main competitors, then the others."""
-    for plan in plans:
-        yield from plan.search()
-        yield from plan.final(CORE)
-    for plan in plans:
-        yield from plan.explore()
-        yield from plan.final(MORE)
+    """All runs: of each wave the searches, the main competitors seed by seed, then the others one by one."""
+    for wave in WAVES:
+        now = [plan for name in wave for plan in plans if plan.experiment.name == name]
+        for plan in now:
+            yield from plan.search()
+        for plan in now:
+            yield from plan.final(CORE)
+        for method in NEXT:
+            for plan in now:
+                yield from plan.final((method,))
+        for plan in now:
+            yield from plan.explore()
+        for method in MORE:
+            for plan in now:
+                yield from plan.final((method,))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

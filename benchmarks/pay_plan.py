@@ -59,10 +59,13 @@ EXPERIMENTS = {
     each.name: each
     for each in (
         Experiment("longer", "The parent is too small", 5, None, 360_000, 360_000, 2.0),
-        Experiment("data", "Data grows", 20, 10_000, 60_000, 90_000, 1.0),
+        Experiment("data", "Data grows", 10, 10_000, 60_000, 90_000, 1.0),
         Experiment("small", "The parent is too small, half the budget", 5, None, 180_000, 180_000, 2.0),
+        Experiment("wide", "Data grows, and the parent is large", 20, 10_000, 60_000, 90_000, 1.0),
     )
 }
+WAVES = (("data", "longer"), ("small",), ("wide",))
+"""Experiments in order of information: a wave's searches and main competitors come before the next wave."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ class Plan:
         yield from self._full() if self.experiment.name == "small" else self._brief()
 
     def _brief(self) -> Iterator[list[Task]]:
-        data = self.experiment.name == "data"
+        data = self.experiment.parent_samples is not None
         parents = [self._task("parent", Recipe(lr)) for lr in (RATES[1:] if data else RATES[2:])]
         yield parents
         parent = self._choose("parent", parents)
@@ -149,8 +152,7 @@ class Plan:
         if data:
             recipes += [start, replace(start, lr=0.01)]
         else:
-            recipes += [replace(start, lr=0.1)]
-            recipes += [replace(recipes[0], width=4.0), replace(recipes[0], sites=("fc1",))]
+            recipes += [replace(recipes[0], width=4.0)]
         grown = [self._task("alg3", recipe, parent.recipe) for recipe in recipes]
         yield grown
         self._choose("alg3", grown)
@@ -248,10 +250,9 @@ class Plan:
         return self.chosen[name]
 
 
-CORE = ("parent", "trained-on", "alg3", "random", "scratch-total")
+CORE = ("parent", "trained-on", "alg3", "scratch-total")
+NEXT = ("random", "obs", "scratch")
 MORE = (
-    "obs",
-    "scratch",
     "twice",
     "thrice",
     "net2deeper",

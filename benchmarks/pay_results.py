@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.pay_plan import CORE, GROWN, MORE, TITLES, Experiment, Plan, Task
+from benchmarks.pay_plan import CORE, GROWN, MORE, NEXT, TITLES, Experiment, Plan, Task
 from benchmarks.pay_run import Bench, NoRunError, Record
 
 CONFIDENCE = 0.90
@@ -131,7 +131,7 @@ def gather(
             _note(bench, task, outcome, outcome.searched)
     except NoRunError:
         return Outcome(experiment, outcome.searched, {}, {}, outcome.missing, complete=False)
-    for task in _tasks(plan.final(CORE)):
+    for task in _tasks(plan.final(CORE + NEXT)):
         _note(bench, task, outcome, None)
     try:
         for task in _tasks(plan.explore()):

@@ -17,6 +17,7 @@ from benchmarks.pay_plan import (
     CORE,
     EXPERIMENTS,
     MORE,
+    NEXT,
     RATES,
     TEST,
     TITLES,
@@ -102,7 +103,7 @@ def test_each_competitor_has_a_grid_and_only_validation_images_choose():
     assert {task.seed for task in searched} == {0}
     for method in ("trained-on", "alg3"):
         assert set(RATES) <= {task.recipe.lr for task in searched if task.method == method}
-    final = of(made.final(CORE + MORE))
+    final = of(made.final(CORE + NEXT + MORE))
     assert {task.split for task in final} == {TEST}
     assert len({(task.method, task.seed) for task in final}) == len(final)
     assert {task.method for task in final} <= set(TITLES)
@@ -113,7 +114,7 @@ def test_all_grown_networks_have_one_recipe_and_scratch_their_shape(name):
     made = plan(name)
     of(made.search())
     of(made.explore())
-    final = {task.method: task for task in of(made.final(CORE + MORE)) if task.seed == 2}
+    final = {task.method: task for task in of(made.final(CORE + NEXT + MORE)) if task.seed == 2}
     grown = final["alg3"]
     for method in ("random", "obs", "net2deeper", "netmorph"):
         assert final[method] == replace(grown, method=method)
@@ -130,7 +131,7 @@ def test_all_grown_networks_have_one_recipe_and_scratch_their_shape(name):
 
 def test_names_of_runs_differ():
     made = plan("longer")
-    tasks = set(of(made.search())) | set(of(made.explore())) | set(of(made.final(CORE + MORE)))
+    tasks = set(of(made.search())) | set(of(made.explore())) | set(of(made.final(CORE + NEXT + MORE)))
     assert len({(task.folder, task.name) for task in tasks}) == len(tasks)
 
 

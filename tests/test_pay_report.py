@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import pay_report
 from benchmarks.paper_run import write
-from benchmarks.pay_plan import CORE, EXPERIMENTS, GROWN, MORE, TEST, TITLES, Plan
+from benchmarks.pay_plan import CORE, EXPERIMENTS, GROWN, MORE, NEXT, TEST, TITLES, Plan
 from benchmarks.pay_results import Figure, gather
 from benchmarks.pay_run import Bench, Setting
 
@@ -44,7 +44,7 @@ def record(bench, task):
 def results(tmp_path):
     bench = Bench(Setting(), tmp_path / "results", tmp_path)
     plan = Plan(EXPERIMENTS["longer"], bench.best)
-    for groups in (plan.search(), plan.explore(), plan.final(CORE + MORE)):
+    for groups in (plan.search(), plan.explore(), plan.final(CORE + NEXT + MORE)):
         for task in (task for group in groups for task in group):
             if (task.method, task.seed, task.split) not in (
                 ("twice", 2, TEST),
