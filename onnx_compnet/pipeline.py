@@ -18,6 +18,7 @@ import onnx
 import torch
 
 from onnx_compnet.baselines.net2net import normalised
+from onnx_compnet.candidates import draw
 from onnx_compnet.collect import ReaderGroup, Statistics, collect, pre_activations, reader_groups, scale
 from onnx_compnet.config import CONSTRUCTED, GrowOptions
 from onnx_compnet.core import Known, by_group, known_weights
@@ -39,10 +40,7 @@ from onnx_compnet.planning import (
     Job,
     Place,
     activation_at,
-    candidate_layer,
     constructed,
-    core_of,
-    has_core,
     neurons,
     prepare,
     refuse_large,
@@ -51,7 +49,7 @@ from onnx_compnet.report import provenance as provenance_of
 from onnx_compnet.runtime.device import peak_memory
 from onnx_compnet.runtime.session import Session
 from onnx_compnet.runtime.stages import Stopwatch, out_of_memory_said
-from onnx_compnet.steps import Step, above_max_error, reader_errors, warnings
+from onnx_compnet.steps import Step, above_bound, reader_errors, warnings
 from onnx_compnet.verification import Gates, Target, Verdict, compare
 
 log = logging.getLogger(__name__)
@@ -124,10 +122,8 @@ def _grow_site(
     with stopwatch("capture"):
         outputs = dict.fromkeys([site.tensor, *(reader.output for reader in site.linear)])
         session = Session(prune.prefix(model, list(outputs)), job.device)
-        scaled = has_core(site) and initialise.needs_scale(activation_at(site, options), site.bounds)
-        t_scale = scale(session, job.split.fit, site) if scaled else 1.0
-        core = core_of(site, options, t_scale)
-        candidate = candidate_layer(site, options, core)
+        index = GraphIndex.of(model)
+        core, candidate = draw(index, session, job.split.fit, site, options)
         bar = f"{site.name}: " if options.progress else None
         sums = partial(
             collect, session, site=site, candidate=candidate, groups=groups, precise=options.precise_sums
@@ -135,7 +131,7 @@ def _grow_site(
         fitted = sums(job.split.fit, folds=FOLDS, progress=bar and bar + "fit")
         held_out = sums(job.split.held_out, folds=1, progress=bar and bar + "held-out")
     with stopwatch("solve"):
-        known = known_weights(GraphIndex.of(model), site, Dn, core)
+        known = known_weights(index, site, Dn, core)
         selection = _select(groups, site, fitted, held_out, core, known, options)
     with stopwatch("splice"):
         spliced = splice(model, site, _survivors(candidate, selection), label=site.name)
@@ -154,8 +150,12 @@ def _construct_site(
     model: onnx.ModelProto, site: Site, job: Job, options: GrowOptions, stopwatch: Stopwatch
 ) -> tuple[onnx.ModelProto, Step]:
     """A site at which nothing is fitted: the layer is made of the weights that are there."""
+    t_scale = 1.0
+    if options.method == "exact" and initialise.needs_scale(activation_at(site, options), site.bounds):
+        with stopwatch("capture"):
+            t_scale = scale(Session(prune.prefix(model, [site.tensor]), job.device), job.split.fit, site)
     with stopwatch("solve"):
-        layers, warnings = constructed(GraphIndex.of(model), site, options)
+        layers, notes = constructed(GraphIndex.of(model), site, options, t_scale)
     if options.batch_norm:
         with stopwatch("capture"):
             session = Session(prune.prefix(model, [site.tensor]), job.device)
@@ -170,7 +170,7 @@ def _construct_site(
         fitted_error=math.nan,
         held_out_error=None,
         dropped_dead=0,
-        warnings=warnings,
+        warnings=notes,
     )
     return spliced.model, Step(site, layers.layer, selection, spliced.targets, rows=0, columns=0)
 
@@ -251,7 +251,7 @@ def _verdict(child: onnx.ModelProto, steps: Sequence[Step], job: Job, options: G
     if options.min_agreement is not None and all(c.agreement is None for c in verdict.outputs.values()):
         missing = "--min-agreement is set, but no output of the model looks like class scores"
         verdict = replace(verdict, failures=(*verdict.failures, missing))
-    return replace(verdict, failures=(*verdict.failures, *above_max_error(steps, verdict, options)))
+    return replace(verdict, failures=(*verdict.failures, *above_bound(steps, verdict, options)))
 
 
 def _growth(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onnx_compnet.config import GrowOptions
+from onnx_compnet.baselines.exact import TOLERANCE
+from onnx_compnet.config import LINEAR, PRINCIPAL, GrowOptions
 from onnx_compnet.graph.index import GraphIndex, draws_random_numbers
 from onnx_compnet.graph.sites import Site
 from onnx_compnet.graph.weights import weight_names
@@ -39,19 +40,23 @@ def reader_errors(step: Step, verdict: Verdict) -> dict[str, float]:
     return errors
 
 
-def above_max_error(steps: Sequence[Step], verdict: Verdict, options: GrowOptions) -> list[str]:
-    """Why ``max_error`` does not hold in the finished child: the width was chosen by sums, which may err.
+def above_bound(steps: Sequence[Step], verdict: Verdict, options: GrowOptions) -> list[str]:
+    """Where the finished child errs more than was promised: by method exact, or with ``max_error``.
 
-    Of several sites each is solved by itself; what those before it add to its error is told by ``warnings``.
+    The width for ``max_error`` was chosen by sums, which may err. Of several sites each is solved by itself; what
+    those before it add to its error is told by ``warnings``.
     """
-    if options.max_error is None or len(steps) > 1:
-        return []
-    return [
-        f"{step.site.name}: the site error, held-out, is {error:.4g}, above --max-error {options.max_error:g}"
-        for step in steps
-        for error in [max(reader_errors(step, verdict).values(), default=0.0)]
-        if not error <= options.max_error
-    ]
+    found = []
+    for step in steps:
+        error = max(reader_errors(step, verdict).values(), default=0.0)
+        said = f"{step.site.name}: the site error, held-out, is {error:.4g}, above"
+        if options.method == "exact" and not error <= (bound := TOLERANCE[step.site.dtype]):
+            found.append(
+                f"{said} the {bound:g} of an exact layer; values far apart in size are lost to rounding there"
+            )
+        if options.max_error is not None and len(steps) == 1 and not error <= options.max_error:
+            found.append(f"{said} --max-error {options.max_error:g}")
+    return found
 
 
 def warnings(steps: Sequence[Step], verdict: Verdict, job: Job, options: GrowOptions) -> tuple[str, ...]:
@@ -67,10 +72,19 @@ def warnings(steps: Sequence[Step], verdict: Verdict, job: Job, options: GrowOpt
     if verdict.not_compared:
         found.append(f"not compared, as no numeric tensor: {', '.join(verdict.not_compared)}")
     for step in steps:
-        if has_core(step.site) and initialise.is_flat(step.candidate.activation, step.site.bounds):
+        if has_core(step.site, options) and initialise.is_flat(step.candidate.activation, step.site.bounds):
             found.append(
                 f"{step.site.name}: {step.candidate.activation} is flat at 0, so that no neurons of it keep the "
                 "function; take another activation"
+            )
+        if options.init == PRINCIPAL and step.site.groups > 1:
+            found.append(
+                f"{step.site.name}: principal directions are not for grouped readers; the candidates are random"
+            )
+        if options.init == LINEAR and not initialise.is_exact(step.candidate.activation, step.site.bounds):
+            found.append(
+                f"{step.site.name}: {step.candidate.activation} hands the channels on where it is nearly linear: its "
+                "weights are small, the readers' large, and training starts with tiny gradients"
             )
         if options.candidates is not None and options.candidates < len(step.candidate.b1):
             found.append(

@@ -50,7 +50,8 @@ def add_to(commands: Any) -> None:
         choices=METHODS,
         default="alg3",
         help="how neurons are chosen: the paper's alg1, alg2, alg3 (default); obs (drop the cheapest, again and "
-        "again), forward (add the best) and random need --keep or --max-error; net2deeper and netmorph fit nothing",
+        "again), forward (add the best) and random need --keep or --max-error; exact (as narrow as the function "
+        "stays), net2deeper and netmorph fit nothing",
     )
     add_selection_options(selection)
     gates = command.add_argument_group(
