@@ -20,7 +20,7 @@ FLOAT64_BELOW = (
     0.03  # of max_error: float32 products err by 1e-7 of the squares that cancel in the error's square
 )
 MODES = ("auto", "replace", "block")
-INITS = ("auto", "he", "glorot", "xavier", "kumar")
+INITS = ("auto", "he", "glorot", "xavier", "kumar", "linear")
 ACTIVATION_ALIASES = {
     "relu6": Activation("clip", (0.0, 6.0)),
     "swish": Activation("silu"),
@@ -65,6 +65,8 @@ class GrowOptions:
         ``auto`` takes the one in front of the site, else relu.
     init
         ``auto`` follows the activation (He for the rectifiers, Glorot for tanh and softsign, Kumar's rule else).
+        ``linear``: the candidates begin with a core that hands every channel on, exactly where the activation allows
+        that, else where it is nearly linear (tanh, sigmoid: to about 1e-5; such a layer starts with tiny gradients).
     kernel
         Kernel of a new spatial layer; 3 as in VGG.
     mode

@@ -124,7 +124,7 @@ def _grow_site(
     with stopwatch("capture"):
         outputs = dict.fromkeys([site.tensor, *(reader.output for reader in site.linear)])
         session = Session(prune.prefix(model, list(outputs)), job.device)
-        scaled = has_core(site) and initialise.needs_scale(activation_at(site, options), site.bounds)
+        scaled = has_core(site, options) and initialise.needs_scale(activation_at(site, options), site.bounds)
         t_scale = scale(session, job.split.fit, site) if scaled else 1.0
         core = core_of(site, options, t_scale)
         candidate = candidate_layer(site, options, core)

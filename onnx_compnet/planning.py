@@ -142,14 +142,14 @@ def activation_at(site: Site, options: GrowOptions) -> Activation:
     if options.activation != "auto":
         found = activation_named(options.activation)
     else:
-        flat = has_core(site) and initialise.is_flat(site.activation, site.bounds)
+        flat = has_core(site, options) and initialise.is_flat(site.activation, site.bounds)
         found = Activation("relu") if flat else site.activation
     return found.as_identity if options.method == "netmorph" else found
 
 
-def has_core(site: Site) -> bool:
-    """Whether random candidates alone would be useless there, so that exact ones begin the pool."""
-    return site.mode == "block" or site.groups > 1
+def has_core(site: Site, options: GrowOptions) -> bool:
+    """Whether exact candidates begin the pool: asked for, or as random ones alone would be useless there."""
+    return site.mode == "block" or site.groups > 1 or options.init == "linear"
 
 
 def neurons(site: Site, options: GrowOptions) -> int:
@@ -161,7 +161,7 @@ def neurons(site: Site, options: GrowOptions) -> int:
         return site.channels
     if options.method == "netmorph":
         return options.keep or options.candidates or 2 * site.channels
-    if not has_core(site):
+    if not has_core(site, options):
         return options.candidates or 2 * site.channels
     core = initialise.core_size(site.channels, activation_at(site, options), site.bounds)
     wanted = max(options.candidates or core + site.channels, core)
@@ -170,16 +170,18 @@ def neurons(site: Site, options: GrowOptions) -> int:
 
 def core_of(site: Site, options: GrowOptions, t_scale: float = 1.0) -> Core | None:
     """The neurons that keep the site's function; ``t_scale`` is its root mean square, where they are not exact."""
-    if not has_core(site):
+    if not has_core(site, options):
         return None
+    h = activation_at(site, options)
     return initialise.exact_core(
         site.channels,
         neurons(site, options),
         kernel_at(site, options.kernel),
-        activation_at(site, options),
+        h,
         bounds=site.bounds,
         groups=site.groups,
         t_scale=t_scale,
+        linear_range=initialise.fine_range(h) if options.init == "linear" else initialise.LINEAR_RANGE,
     )
 
 
@@ -191,7 +193,7 @@ def candidate_layer(site: Site, options: GrowOptions, core: Core | None) -> Cand
         neurons(site, options),
         kernel_at(site, options.kernel),
         activation_at(site, options),
-        init=options.init,
+        init="auto" if options.init == "linear" else options.init,
         seed=options.seed,
         dtype=np.dtype(site.dtype),
         channel_axis=site.channel_axis,

@@ -72,10 +72,15 @@ def warnings(steps: Sequence[Step], verdict: Verdict, job: Job, options: GrowOpt
     if verdict.not_compared:
         found.append(f"not compared, as no numeric tensor: {', '.join(verdict.not_compared)}")
     for step in steps:
-        if has_core(step.site) and initialise.is_flat(step.candidate.activation, step.site.bounds):
+        if has_core(step.site, options) and initialise.is_flat(step.candidate.activation, step.site.bounds):
             found.append(
                 f"{step.site.name}: {step.candidate.activation} is flat at 0, so that no neurons of it keep the "
                 "function; take another activation"
+            )
+        if options.init == "linear" and not initialise.is_exact(step.candidate.activation, step.site.bounds):
+            found.append(
+                f"{step.site.name}: {step.candidate.activation} hands the channels on where it is nearly linear: its "
+                "weights are small, the readers' large, and training starts with tiny gradients"
             )
         if options.candidates is not None and options.candidates < len(step.candidate.b1):
             found.append(

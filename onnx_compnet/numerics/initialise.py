@@ -77,6 +77,9 @@ EXACT_PAIRS = frozenset(("relu", "leaky_relu", "prelu", "gelu", "gelu_tanh", "si
 LINEAR_RANGE = (
     0.02  # of the other activations' argument: bends them by 1e-4 or so, and is far above the ridge
 )
+FINE_RANGE = 6e-3  # of init "linear": bending and float32 rounding are about equal
+FINE_RANGE_AROUND_0 = 1e-3  # the same where h(0) = 0 drowns no small values
+ODD = frozenset(("tanh", "softsign"))  # −U would repeat U
 LEAST_RISE = 0.1  # κ below which a pair is no longer exact in float32
 
 
@@ -126,17 +129,20 @@ def needs_scale(activation: Activation, bounds: tuple[float, float]) -> bool:
     )
 
 
-def _rise(activation: Activation) -> float:
+def fine_range(activation: Activation) -> float:
+    """How far from 0 the core of init "linear" goes: to where bending and float32 rounding are about equal."""
+    return FINE_RANGE if value_and_slope_at_zero(activation)[0] else FINE_RANGE_AROUND_0
+
+
+def _rise(activation: Activation, at: float = LINEAR_RANGE) -> float:
     """(h(z) − h(−z))/z at the end of the nearly linear range."""
-    above, below = apply(
-        activation, torch.tensor([LINEAR_RANGE, -LINEAR_RANGE], dtype=torch.float64)
-    ).tolist()
-    return float(above - below) / LINEAR_RANGE
+    above, below = apply(activation, torch.tensor([at, -at], dtype=torch.float64)).tolist()
+    return float(above - below) / at
 
 
 def core_size(D1: int, activation: Activation, bounds: tuple[float, float]) -> int:
     """How many neurons ``exact_core`` has."""
-    return D1 if slope_on(activation, *bounds) is not None else 2 * D1
+    return D1 if slope_on(activation, *bounds) is not None or activation.name in ODD else 2 * D1
 
 
 def exact_core(
@@ -149,21 +155,23 @@ def exact_core(
     groups: int = 1,
     t_scale: float = 1.0,
     basis: NDArray[np.float64] | None = None,
+    linear_range: float = LINEAR_RANGE,
 ) -> Core:
     """The core of a layer of Dn candidates that is to keep its function.
 
     Where h is linear on ``bounds``, between which t is known to lie: D1 Dirac kernels (Net2DeeperNet), exact.
     Otherwise ± pairs of them (n = 2·D1), exact to rounding for the activations in EXACT_PAIRS. For all others the
-    pairs are scaled by LINEAR_RANGE/``t_scale``, the root mean square of t, so that h is nearly linear on them:
-    exact to about 1e-3 for tanh, and the layer starts with small gradients. (Softplus pairs are scaled to about 1,
-    as h(0) would drown smaller ones.) With ``groups`` each has the neurons of its own channels. With ``basis``
-    (groups, r, D1/groups), orthonormal rows U, U t takes the place of t: r·groups for D1 above, and what a linear
-    layer makes again is UᵀU t. Where h is linear on ``bounds`` these must be rows of the identity.
+    pairs (of an odd h one of each) are scaled by ``linear_range``/``t_scale``, the root mean square of t, so that h
+    is nearly linear on them: exact to about 1e-3 for tanh, and the layer starts with small gradients. (Softplus pairs
+    are scaled to about 1, as h(0) would drown smaller ones.) With ``groups`` each has those of its own channels.
+
+    With ``basis`` (groups, r, D1/groups), orthonormal rows U, U t takes the place of t: r·groups for D1 above, and
+    what a linear layer makes again is UᵀU t. Where h is linear on ``bounds`` these must be rows of the identity.
 
     Raises UsageError where Dn is no multiple of ``groups`` or too small.
     """
     slope = slope_on(activation, *bounds)
-    signs = (1.0, -1.0) if slope is None else (1.0,)
+    signs = (1.0,) if slope is not None or activation.name in ODD else (1.0, -1.0)
     each = D1 // groups
     basis = np.tile(np.eye(each), (groups, 1, 1)) if basis is None else basis
     of_a_group = len(signs) * basis.shape[1]
@@ -173,10 +181,10 @@ def exact_core(
         )
     gain = 1.0
     if not is_exact(activation, bounds):
-        gain = LINEAR_RANGE / t_scale
+        gain = linear_range / t_scale
     elif needs_scale(activation, bounds):
         gain = 1 / t_scale
-    rise = _rise(activation) if slope is None else slope
+    rise = _rise(activation, linear_range) * len(signs) / 2 if slope is None else slope
     if activation.name in EXACT_PAIRS and slope is None:
         rise = 1 + activation.parameters[0] if activation.name in ("leaky_relu", "prelu") else 1.0
     weight = None if is_flat(activation, bounds) else 1 / (gain * rise)
