@@ -54,7 +54,7 @@ def test_the_core_keeps_the_function(name, act, method):
     groups = grown.site.groups
     assert {k for g in range(groups) for k in range(g * grown.candidates // groups,
             g * grown.candidates // groups + core // groups)} <= set(grown.kept)  # fmt: skip
-    assert grown.site_error < (1e-5 if act == "Tanh" else 5e-5)
+    assert grown.site_error < (1e-5 if act == "Tanh" else 1e-4)
     assert any("starts with tiny gradients" in warning for warning in grown.warnings)
 
 
