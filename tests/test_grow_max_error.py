@@ -11,12 +11,12 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_compnet_cli.main import main
 
 import onnx_compnet as oc
-from onnx_compnet.config import FLOAT64_BELOW, METHODS, GrowOptions
+from onnx_compnet.config import CONSTRUCTED, FLOAT64_BELOW, METHODS, GrowOptions
 
 MODELS = Path(__file__).parent.parent / "models"
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(1500, 6)).astype(np.float32)
-FITTING = [method for method in METHODS if method not in ("net2deeper", "netmorph")]
+FITTING = [method for method in METHODS if method not in CONSTRUCTED]
 
 
 def model(readers=1, act="Relu"):
@@ -96,6 +96,15 @@ def test_several_sites_each_keep_to_it_and_what_adds_up_is_told():
     assert [f"{site.site.name}: the site error is" in " ".join(grown.warnings) for site in above] == [
         True
     ] * len(above)
+
+
+@pytest.mark.parametrize("method", FITTING)
+def test_the_same_options_make_the_same_child(parent, method):
+    options = {"method": method, "candidates": 40, "max_error": 0.4, "seed": 2}
+    assert (
+        oc.grow(parent, "first", {"x": X}, **options).model
+        == oc.grow(parent, "first", {"x": X}, **options).model
+    )
 
 
 @pytest.mark.parametrize("method", ["obs", "forward", "random"])
