@@ -4,15 +4,16 @@
     python benchmarks/paper_report.py --no-figures   # the text alone
 
 Every number comes from a result file. The conclusions are written by hand in benchmarks/paper_conclusions.md, which
-the document includes.
+the document includes; a number there is a place like {{lenet5.fashion-mnist.w1.nall.e3 alg3 best}} that is filled in.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,40 @@ together. NetMorph-Oracle has the width that Algorithm 2 kept; random, and what 
 
 def document(sets: Sequence[Set], conclusions: str) -> str:
     """The whole of docs/results.md."""
-    parts = [INTRODUCTION, conclusions.strip(), "", *_table_1(sets), *_table_2(sets)]
+    parts = [INTRODUCTION, filled(conclusions, sets).strip(), "", *_table_1(sets), *_table_2(sets)]
     for each in sets:
         parts += _details(each)
     return "\n".join([*parts, *_how(sets), *_missing(sets)]).rstrip() + "\n"
+
+
+def filled(text: str, sets: Sequence[Set]) -> str:
+    """``text`` with numbers in the places {{set method quantity}}. Raises ValueError for one that means nothing."""
+    known = {each.name: each for each in sets}
+
+    def number(found: re.Match[str]) -> str:
+        name, method, quantity = found.groups()
+        each = known.get(name)
+        if each is None or method not in METHODS or quantity not in QUANTITIES:
+            raise ValueError(
+                f"{found.group()} names no set of runs, no method, or none of {list(QUANTITIES)}"
+            )
+        return each.refusal(method) or QUANTITIES[quantity](each, method)
+
+    return re.sub(r"\{\{(\S+) (\S+) (\S+)\}\}", number, text)
+
+
+QUANTITIES: dict[str, Callable[[Set, str], str]] = {
+    "before": lambda each, method: each.figure(method, before).text(),
+    "best": lambda each, method: each.figure(method, best).text(),
+    "final": lambda each, method: each.figure(method, final).text(),
+    "over": lambda each, method: each.over(method, "parent").text(sign=True),
+    "kept": lambda each, method: _width(_kept(each, method)),
+    "site_error": lambda each, method: each.figure(method, lambda record: record.get("site_error")).text(
+        ".3f"
+    ),
+    "agreement": lambda each, method: each.figure(method, lambda record: record.get("agreement")).text(".3f"),
+    "epochs": reached,
+}
 
 
 # ---------------------------------------------------------------- the paper's tables
@@ -191,21 +222,16 @@ def _line(each: Set, method: str) -> str:
     refused = each.refusal(method)
     if refused is not None:
         return f"| {METHODS[method]} | {refused} |" + " – |" * 10
-    get = lambda key: each.figure(method, lambda record: record.get(key))  # noqa: E731
     size = [
         each.figure(method, lambda record, key=key: record[key]["after"] if key in record else None)
         for key in ("parameters", "flops")
     ]
     cells = [
-        _width(get("kept")),
+        QUANTITIES["kept"](each, method),
         "not run" if size[0].mean is None else f"{size[0].mean:,.0f}",
         "not run" if size[1].mean is None else f"{size[1].mean / 1e6:.2f}",
-        get("site_error").text(".3f"),
-        get("agreement").text(".3f"),
-        each.figure(method, before).text(),
-        each.figure(method, best).text(),
-        each.figure(method, final).text(),
-        "–" if method == "parent" else each.over(method, "parent").text(sign=True),
+        *(QUANTITIES[name](each, method) for name in ("site_error", "agreement", "before", "best", "final")),
+        "–" if method == "parent" else QUANTITIES["over"](each, method),
         "–" if method == "parent" else reached(each, method),
         _seconds(each, method),
     ]

@@ -80,8 +80,8 @@ class Set:
         """(method, seed) that were asked for and have no file."""
         return [
             (method, seed)
-            for seed in range(self.seeds)
             for method in self.methods
+            for seed in range(self.seeds)
             if (method, seed) not in self.records
         ]
 

@@ -124,7 +124,8 @@ def settings_of(family: str, dataset: str | None = None, **changes: Any) -> Sett
         start = Settings(
             name, 1000, 1000, 3e-4, 2e-2, augment=("crop", "flip"), crop_padding=padding, clip_norm=5.0
         )
-    return replace(start, **{key: value for key, value in changes.items() if value is not None})
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
+    return replace(start, **{key: value for key, value in given.items() if value is not None})
 
 
 def settings_from(stored: Mapping[str, Any]) -> Settings:

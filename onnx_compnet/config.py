@@ -20,7 +20,8 @@ FLOAT64_BELOW = (
     0.03  # of max_error: float32 products err by 1e-7 of the squares that cancel in the error's square
 )
 MODES = ("auto", "replace", "block")
-INITS = ("auto", "he", "glorot", "xavier", "kumar", "linear")
+LINEAR, PRINCIPAL = "linear", "principal"
+INITS = ("auto", "he", "glorot", "xavier", "kumar", LINEAR, PRINCIPAL)
 ACTIVATION_ALIASES = {
     "relu6": Activation("clip", (0.0, 6.0)),
     "swish": Activation("silu"),
@@ -67,6 +68,8 @@ class GrowOptions:
         ``auto`` follows the activation (He for the rectifiers, Glorot for tanh and softsign, Kumar's rule else).
         ``linear``: the candidates begin with a core that hands every channel on, exactly where the activation allows
         that, else where it is nearly linear (tanh to about 1e-5, sigmoid 5e-5; it starts with tiny gradients).
+        ``principal`` begins with up to D1 neurons (2·D1 in front of padding) that carry the directions which the
+        readers need most of the data, where h is next to linear, and draws the others as ``auto`` does.
     kernel
         Kernel of a new spatial layer; 3 as in VGG.
     mode

@@ -18,6 +18,7 @@ import onnx
 import torch
 
 from onnx_compnet.baselines.net2net import normalised
+from onnx_compnet.candidates import draw
 from onnx_compnet.collect import ReaderGroup, Statistics, collect, pre_activations, reader_groups, scale
 from onnx_compnet.config import CONSTRUCTED, GrowOptions
 from onnx_compnet.core import Known, by_group, known_weights
@@ -39,10 +40,7 @@ from onnx_compnet.planning import (
     Job,
     Place,
     activation_at,
-    candidate_layer,
     constructed,
-    core_of,
-    has_core,
     neurons,
     prepare,
     refuse_large,
@@ -124,10 +122,8 @@ def _grow_site(
     with stopwatch("capture"):
         outputs = dict.fromkeys([site.tensor, *(reader.output for reader in site.linear)])
         session = Session(prune.prefix(model, list(outputs)), job.device)
-        scaled = has_core(site, options) and initialise.needs_scale(activation_at(site, options), site.bounds)
-        t_scale = scale(session, job.split.fit, site) if scaled else 1.0
-        core = core_of(site, options, t_scale)
-        candidate = candidate_layer(site, options, core)
+        index = GraphIndex.of(model)
+        core, candidate = draw(index, session, job.split.fit, site, options)
         bar = f"{site.name}: " if options.progress else None
         sums = partial(
             collect, session, site=site, candidate=candidate, groups=groups, precise=options.precise_sums
@@ -135,7 +131,7 @@ def _grow_site(
         fitted = sums(job.split.fit, folds=FOLDS, progress=bar and bar + "fit")
         held_out = sums(job.split.held_out, folds=1, progress=bar and bar + "held-out")
     with stopwatch("solve"):
-        known = known_weights(GraphIndex.of(model), site, Dn, core)
+        known = known_weights(index, site, Dn, core)
         selection = _select(groups, site, fitted, held_out, core, known, options)
     with stopwatch("splice"):
         spliced = splice(model, site, _survivors(candidate, selection), label=site.name)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from onnx_compnet.baselines.construct import construct
-from onnx_compnet.config import CONSTRUCTED, GrowOptions, activation_named
+from onnx_compnet.config import CONSTRUCTED, LINEAR, PRINCIPAL, GrowOptions, activation_named
 from onnx_compnet.errors import ResourceError, UsageError
 from onnx_compnet.graph import model_io, names, provenance
 from onnx_compnet.graph.emission import emit
@@ -149,7 +149,7 @@ def activation_at(site: Site, options: GrowOptions) -> Activation:
 
 def has_core(site: Site, options: GrowOptions) -> bool:
     """Whether exact candidates begin the pool: asked for, or as random ones alone would be useless there."""
-    return site.mode == "block" or site.groups > 1 or options.init == "linear"
+    return site.mode == "block" or site.groups > 1 or options.init == LINEAR
 
 
 def neurons(site: Site, options: GrowOptions) -> int:
@@ -181,7 +181,7 @@ def core_of(site: Site, options: GrowOptions, t_scale: float = 1.0) -> Core | No
         bounds=site.bounds,
         groups=site.groups,
         t_scale=t_scale,
-        linear_range=initialise.fine_range(h) if options.init == "linear" else initialise.LINEAR_RANGE,
+        linear_range=initialise.fine_range(h) if options.init == LINEAR else initialise.LINEAR_RANGE,
     )
 
 
@@ -193,7 +193,7 @@ def candidate_layer(site: Site, options: GrowOptions, core: Core | None) -> Cand
         neurons(site, options),
         kernel_at(site, options.kernel),
         activation_at(site, options),
-        init="auto" if options.init == "linear" else options.init,
+        init="auto" if options.init in (LINEAR, PRINCIPAL) else options.init,
         seed=options.seed,
         dtype=np.dtype(site.dtype),
         channel_axis=site.channel_axis,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnx_compnet.baselines.exact import TOLERANCE
-from onnx_compnet.config import GrowOptions
+from onnx_compnet.config import LINEAR, PRINCIPAL, GrowOptions
 from onnx_compnet.graph.index import GraphIndex, draws_random_numbers
 from onnx_compnet.graph.sites import Site
 from onnx_compnet.graph.weights import weight_names
@@ -77,7 +77,11 @@ def warnings(steps: Sequence[Step], verdict: Verdict, job: Job, options: GrowOpt
                 f"{step.site.name}: {step.candidate.activation} is flat at 0, so that no neurons of it keep the "
                 "function; take another activation"
             )
-        if options.init == "linear" and not initialise.is_exact(step.candidate.activation, step.site.bounds):
+        if options.init == PRINCIPAL and step.site.groups > 1:
+            found.append(
+                f"{step.site.name}: principal directions are not for grouped readers; the candidates are random"
+            )
+        if options.init == LINEAR and not initialise.is_exact(step.candidate.activation, step.site.bounds):
             found.append(
                 f"{step.site.name}: {step.candidate.activation} hands the channels on where it is nearly linear: its "
                 "weights are small, the readers' large, and training starts with tiny gradients"

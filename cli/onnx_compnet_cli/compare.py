@@ -79,10 +79,10 @@ def _seeds(text: str) -> int | list[int]:
 
 
 _OPTIONS = (
-    "candidates", "activation", "init", "kernel", "mode", "keep", "max_error", "lam", "alpha", "refit", "holdout",
-    "holdout_data", "labels", "output_name", "class_axis", "augment", "crop_padding", "preset", "optimizer", "lr",
-    "weight_decay", "schedule", "warmup", "lr_new", "momentum", "step_epochs", "gamma", "clip_norm", "freeze", "amp",
-    "patience", "best_by",
+    "candidates", "activation", "init", "kernel", "mode", "batch_norm", "keep", "max_error", "lam", "alpha",
+    "refit", "holdout", "holdout_data", "labels", "output_name", "class_axis", "augment", "crop_padding",
+    "preset", "optimizer", "lr", "weight_decay", "schedule", "warmup", "lr_new", "momentum", "step_epochs",
+    "gamma", "clip_norm", "freeze", "amp", "max_steps", "patience", "best_by",
 )  # fmt: skip
 
 

@@ -91,9 +91,6 @@ def add_optimiser(group: argparse._ArgumentGroup) -> None:
 
 def _add_course(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--epochs", type=int, metavar="N", help="passes over the data (default 10)")
-    group.add_argument(
-        "--max-steps", type=int, metavar="N", help="end after N optimiser steps, within an epoch too"
-    )
     add_criterion(group)
     group.add_argument("--checkpoint", metavar="DIR", help="save the run here, and go on from what is here")
     group.add_argument("--checkpoint-every", type=int, metavar="N", help="steps; default: each epoch")
@@ -101,6 +98,9 @@ def _add_course(group: argparse._ArgumentGroup) -> None:
 
 def add_criterion(group: argparse._ArgumentGroup) -> None:
     """Add the options that say which epoch is the best one, and when to stop."""
+    group.add_argument(
+        "--max-steps", type=int, metavar="N", help="end after N optimiser steps, within an epoch too"
+    )
     group.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without a better one")
     group.add_argument(
         "--best-by", metavar="M", help="auto (default), accuracy, loss: what is better; last: no choice"

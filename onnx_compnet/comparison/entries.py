@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from onnx_compnet.config import METHODS, GrowOptions
+from onnx_compnet.config import METHODS, WITHOUT_WIDTH, GrowOptions
 from onnx_compnet.errors import UsageError
 
 
@@ -23,8 +23,6 @@ class Entry:
     width: Literal["own", "all", "none"] | str = "own"
 
 
-PATHS = ("obs", "forward")
-"""methods that know the error of every width"""
 PARENT, SCRATCH = "parent", "scratch"
 REFERENCE = "alg3"
 """the row whose width (and, from scratch, whose architecture) others take"""
@@ -65,13 +63,13 @@ def chosen(names: Sequence[str] | None, methods: Sequence[str] = METHODS) -> tup
 def lender(entry: Entry, options: GrowOptions) -> str | None:
     """The row whose width (without a method: whose architecture) a row takes; None where it needs none.
 
-    With ``keep`` that is the width; with ``max_error`` the methods that have a path of widths find their own.
+    With ``keep`` that is the width; with ``max_error`` the fitted methods find their own.
     """
     if entry.width in ("own", "all", "none"):
         return None
     if entry.method is None:
         return entry.width
-    finds_its_own = options.max_error is not None and entry.method in PATHS
+    finds_its_own = options.max_error is not None and entry.method in WITHOUT_WIDTH
     return None if options.keep is not None or finds_its_own else entry.width
 
 

@@ -131,10 +131,11 @@ def _growth_rows(found: MethodComparison) -> list[tuple[str, ...]]:
 def _training_text(found: MethodComparison) -> str:
     training = next(run.training for row in found.rows for run in row.runs if run.training)
     many = f", mean ± standard deviation of {len(found.seeds)} seeds" if len(found.seeds) > 1 else ""
+    chose = "" if found.options.get("best_by") == "last" else ", which also chose the epoch"
     what = "accuracy" if training.accuracy is not None else "loss"
     return (
         f"{what} after {_epochs(found.epochs)} on {training.samples} samples of {training.data}, on "
-        f"{training.val_samples} validation samples of {training.val}, which also chose the epoch{many}"
+        f"{training.val_samples} validation samples of {training.val}{chose}{many}"
     )
 
 

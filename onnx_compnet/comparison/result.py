@@ -99,11 +99,10 @@ class MethodComparison:
 
     def __getitem__(self, name: str) -> MethodRow:
         """The row of that name; KeyError where there is none."""
-        return next(row for row in self.rows if row.name == name) if name in self else _missing(name)
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(name)
 
     def __contains__(self, name: object) -> bool:
         return any(row.name == name for row in self.rows)
-
-
-def _missing(name: str) -> MethodRow:
-    raise KeyError(name)

@@ -94,6 +94,7 @@ def compare(
     entries = chosen(methods)
     which = counted(seeds, epochs)
     growing, training = _options(changes, epochs)
+    batch_norm = bool(changes.get("batch_norm"))
     make = needed(entries, growing)
     folder = Folder(
         output, force=force, names=[e.name for e in entries], seeds=which, used=(model, data, val)
@@ -103,7 +104,7 @@ def compare(
     if len(job.sites) != 1:
         raise UsageError(f"compare works at one place, and --after names {len(job.sites)}; name one of them")
     shown, lending = {entry.name for entry in entries}, {lender(entry, growing) for entry in entries}
-    bench = _Bench(model, parent, after, data, val, growing, training, folder, shown, lending)
+    bench = _Bench(model, parent, after, data, val, growing, training, batch_norm, folder, shown, lending)
     done = [bench.run(seed, make) for seed in which]
     rows = tuple(
         MethodRow(
@@ -115,7 +116,6 @@ def compare(
         for entry in entries
     )
     _refuse_if_all_failed(rows, done)
-    fitted, held_out = job.split.fit.samples or 0, job.split.held_out.samples or 0
     return MethodComparison(
         rows=rows,
         site=job.sites[0],
@@ -123,8 +123,8 @@ def compare(
         epochs=epochs,
         data=job.data,
         random_data=job.random_data,
-        samples_fitted=fitted,
-        samples_held_out=held_out,
+        samples_fitted=max(each.fitted for each in done),
+        samples_held_out=max(each.held_out for each in done),
         device=job.device.name,
         parent_sha256=job.parent_sha256,
         options={name: value for name, value in changes.items() if name != "progress" and value is not None},
@@ -152,7 +152,8 @@ def _options(changes: dict[str, Any], epochs: int | None) -> tuple[GrowOptions, 
             raise UsageError(f"neither grow nor finetune has an option {name!r}")
         if epochs is None and name not in _GROWING and changes[name] is not None:
             raise UsageError(f"--{name.replace('_', '-')} is for training: say --epochs N, too")
-    growing = GrowOptions().changed({n: v for n, v in changes.items() if n in _GROWING and v is not None})
+    own = _GROWING - {"batch_norm"}  # net2deeper's alone
+    growing = GrowOptions().changed({n: v for n, v in changes.items() if n in own and v is not None})
     if epochs is None:
         return growing, None
     found = {n: v for n, v in changes.items() if n in _TRAINING and v is not None}
@@ -186,6 +187,9 @@ class _Done:
     """those whose width or architecture other rows take"""
     candidates: int | None = None
     """how many the first method had"""
+    fitted: int = 0
+    held_out: int = 0
+    """samples, as far as a growth counted them"""
 
 
 @dataclass(frozen=True)
@@ -202,6 +206,7 @@ class _Bench:
     val: Any
     growing: GrowOptions
     training: FinetuneOptions | None
+    batch_norm: bool
     folder: Folder
     shown: set[str]
     lending: set[str | None]
@@ -249,6 +254,8 @@ class _Bench:
             )  # fmt: skip
         growth = grow(self.model, self.after, self.data, options=self._grow_options(entry, done))
         done.candidates = done.candidates or growth.candidates
+        done.fitted = max(done.fitted, growth.samples_fitted)
+        done.held_out = max(done.held_out, growth.samples_held_out)
         if entry.name in self.lending:
             done.lenders[entry.name] = growth
         return counted(
@@ -259,7 +266,7 @@ class _Bench:
     def _grow_options(self, entry: Entry, done: _Done) -> GrowOptions:
         changes: dict[str, Any] = {"method": entry.method, "seed": done.seed}
         if entry.method in CONSTRUCTED:
-            changes["max_error"] = None
+            changes |= {"max_error": None, "batch_norm": self.batch_norm and entry.method == "net2deeper"}
         if entry.width in ("all", "none"):
             changes["keep"] = None
         elif lender(entry, self.growing) is not None:

@@ -16,6 +16,7 @@ EPOCHS = 10
 SCHEDULES = ("constant", "cosine", "one-cycle", "step")
 CRITERIA = ("auto", "accuracy", "loss", "last")
 AUGMENTATIONS = ("crop", "flip")
+_LEAST_AXIS = -64  # torch's tensors have no more axes
 PRESETS: dict[str, dict[str, Any]] = {
     # AdamW at a tenth of its usual rate: the weights are trained already
     "default": {"optimizer": "adamw", "lr": 3e-4, "weight_decay": 1e-2, "schedule": "cosine", "warmup": 0.05},
@@ -142,6 +143,7 @@ class FinetuneOptions:
             "batch_size": whole("batch_size", self.batch_size, 1, optional=True),
             "step_epochs": whole("step_epochs", self.step_epochs, 1, optional=True),
             "patience": whole("patience", self.patience, 1, optional=True),
+            "class_axis": whole("class_axis", self.class_axis, _LEAST_AXIS, optional=True),
             "crop_padding": whole("crop_padding", self.crop_padding, 1),
             "checkpoint_every": whole("checkpoint_every", self.checkpoint_every, 1, optional=True),
             "max_samples": whole("max_samples", self.max_samples, 1, optional=True),

@@ -51,8 +51,8 @@ def test_rows_that_lend_a_width_are_made_first():
     rows = ["random", "netmorph-alg2", "net2deeper"]
     assert made(rows) == ["parent", "alg2", "alg3", "random", "netmorph-alg2", "net2deeper"]
     assert made(rows, keep=8) == ["parent", "random", "netmorph-alg2", "net2deeper"]
-    assert made(["random", "obs"], max_error=0.1) == ["parent", "alg3", "obs", "random"]
-    assert made(["forward", "obs"], max_error=0.1) == ["parent", "obs", "forward"]
+    assert made(["random", "obs"], max_error=0.1) == ["parent", "obs", "random"]
+    assert made(["random", "netmorph-alg2"], max_error=0.1) == ["parent", "alg2", "random", "netmorph-alg2"]
     assert made(["forward", "obs"]) == ["parent", "alg3", "obs", "forward"]
     assert made(["scratch"], keep=8, max_error=0.1) == ["parent", "alg3", "scratch"]
     assert made(["random", "alg1", "alg3"]) == ["parent", "alg3", "alg1", "random"]
@@ -180,6 +180,15 @@ def test_training_is_compared_with_the_parent_seed_by_seed():
     assert second["alg3"][1:] == ["0.8000", "0.9200", "±", "0.0283", "+0.0150", "±", "0.0071", "1.0"]
     assert second["random"][1:] == ["0.7000", "0.9100", "-0.0100", "1.0"]
     assert "random: seed 0: training: it diverged" in text
+
+
+def test_the_last_epoch_was_not_chosen():
+    row = MethodRow("alg3", "alg3", (run(training=training(0.8, 0.9)),), {})
+    for best_by, told in (("auto", True), ("last", False)):
+        text = comparison_text(
+            comparison(parent(0, accuracies=(0.9,)), row, epochs=1, options={"best_by": best_by})
+        )
+        assert ("also chose the epoch" in text.replace("\n  ", " ")) == told
 
 
 def test_labels_that_are_no_classes_are_compared_by_the_loss():

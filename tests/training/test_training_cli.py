@@ -150,6 +150,7 @@ def with_labels(files, labels, n=90):
         (np.zeros((90, 2), int), ["[90, 2]", "don't fit", "logits"]),
         (np.zeros(40, int), ["different numbers of samples"]),
         (np.array(0), ["one entry a sample"]),
+        (np.full(90, -100), ["are all -100"]),
         (np.array(["a"] * 90), ["save them as numbers"]),
     ],
 )

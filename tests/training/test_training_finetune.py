@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime
 import pytest
 from onnx import numpy_helper
@@ -247,6 +248,30 @@ def test_running_statistics_are_learned_and_written(train, val):
     before, after = weights(child), weights(tuned.model)
     for name in ("bn.mean", "bn.var", "bn.weight"):
         assert not np.array_equal(before[name], after[name])
+
+
+@pytest.mark.parametrize("axis", [1.0, "1", -1000])
+def test_a_class_axis_is_a_whole_number(model, train, val, axis):
+    with pytest.raises(oc.UsageError, match="--class-axis must be a whole number"):
+        oc.finetune(model, train, val, class_axis=axis, **QUICK)
+
+
+def test_a_last_batch_of_one_sample(val):
+    """It has no variance where a channel has one value, behind a Gemm for one."""
+    text = """<ir_version: 8, opset_import: ["": 17]> net (float[N,1,6,6] x) => (float[N,3] logits)
+        { f = Flatten(x) a = Gemm(f, w) n = BatchNormalization(a, s, b, m, v) logits = Relu(n) }"""
+    model, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    held = {
+        "w": rng.normal(0, 0.2, (36, 3)),
+        "s": np.ones(3),
+        "b": np.zeros(3),
+        "m": np.zeros(3),
+        "v": np.ones(3),
+    }
+    for name, values in held.items():
+        model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+    tuned = oc.finetune(model, pictures(65, 1), val, **QUICK)
+    assert tuned.scores["tuned"].loss < tuned.scores["child"].loss
 
 
 def test_a_preset_by_keyword(model, train, val):
