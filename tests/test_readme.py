@@ -29,7 +29,8 @@ def test_every_example_runs(tmp_path, monkeypatch, capsys):
             if words[:1] == ["onnx-compnet"]:
                 assert main(words[1:]) == 0, (line, capsys.readouterr().err)
                 ran.append(words[1])
-    assert ran == ["sites", "grow", "grow", "verify", "info", "finetune", "compare", "python", "python"]
+    commands = ["sites", "suggest", "grow", "grow", "verify", "info", "finetune", "compare"]
+    assert ran == [*commands, "python", "python"]
     assert {
         "lenet5.onnx",
         "lenet5_tuned.onnx",
