@@ -109,8 +109,8 @@ def to_torch(model: ModelProto | str | Path) -> OnnxModule:
     buffers under their names. BatchNormalization and Dropout follow ``train()`` and ``eval()``; the module is
     returned in eval mode. ``module.frozen`` says which tensors can't be trained and why: those that are computed
     from integers (DequantizeLinear), lie in a function, hold infinities, or are running statistics and weights at
-    once. One element alone is a constant of its op (√2, 0.5) unless a layer holds it. The model is not changed and
-    nothing is written.
+    once. One element alone is a constant of its op (√2, 0.5) unless a layer holds it, and zeros for a recurrent
+    layer's initial state are one. The model is not changed and nothing is written.
 
     Args:
         model: a model or a path; float16 and bfloat16 weights stay in their type.
