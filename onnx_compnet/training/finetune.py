@@ -273,7 +273,13 @@ class _Run:
     def _check_labels(self, session: Session) -> None:
         """Run one batch in onnxruntime, and hold all labels against the shape that comes out."""
         size = min(self.batch_size, self.train.n)
-        shape = session.run(self.train.batch(np.arange(size))[0])[self.objective.outputs[0]].shape
+        name = self.objective.outputs[0]
+        shape = session.run(self.train.batch(np.arange(size))[0])[name].shape
+        if self.train.labels is not None and (not shape or shape[0] != size):
+            raise UnsupportedError(
+                f"the output {name!r} has the shape {list(shape)} for {size} samples, and labels are compared "
+                "sample by sample: its first axis must be the samples"
+            )
         for samples in (self.train, self.val):
             if samples.labels is not None:
                 name = f"the labels {samples.labels!r} of {samples.name}"

@@ -228,6 +228,14 @@ def test_a_class_axis_is_a_whole_number(model, train, val, axis):
         oc.finetune(model, train, val, class_axis=axis, **QUICK)
 
 
+@pytest.mark.parametrize("last", ["ReduceMean <keepdims = 0>", "ReduceMean", "Transpose"])
+def test_an_output_without_samples_has_no_labels(train, last):
+    with pytest.raises(
+        oc.UnsupportedError, match=r"'logits' has the shape .* first axis must be the samples"
+    ):
+        oc.finetune(small_model(last=last), {**train, "y": train["y"] / 2}, loss="mse", **QUICK)
+
+
 def test_a_last_batch_of_one_sample(val):
     """It has no variance where a channel has one value, behind a Gemm for one."""
     text = """<ir_version: 8, opset_import: ["": 17]> net (float[N,1,6,6] x) => (float[N,3] logits)
