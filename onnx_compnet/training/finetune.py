@@ -289,7 +289,11 @@ class _Run:
                         f"the output {each!r} of the {role} has the shape {shape}, and that of the model that is "
                         f"trained {shapes[each]}: it must have the same interface"
                     )
-        shape = shapes[name]
+        shape, axis = shapes[name], self.options.class_axis
+        if axis is not None and not -len(shape) <= axis < len(shape):
+            raise UsageError(
+                f"--class-axis {axis}: the output {name!r} has the shape {shape} and no such axis"
+            )
         if self.train.labels is not None and (not shape or shape[0] != size):
             raise UnsupportedError(
                 f"the output {name!r} has the shape {shape} for {size} samples, and labels are compared "

@@ -228,6 +228,12 @@ def test_a_class_axis_is_a_whole_number(model, train, val, axis):
         oc.finetune(model, train, val, class_axis=axis, **QUICK)
 
 
+def test_a_class_axis_that_the_output_has_not(model, train, val):
+    for teacher in (None, small_model()):
+        with pytest.raises(oc.UsageError, match="--class-axis 2: the output 'logits' has"):
+            oc.finetune(model, train, val, class_axis=2, teacher=teacher, **QUICK)
+
+
 @pytest.mark.parametrize("last", ["ReduceMean <keepdims = 0>", "ReduceMean", "Transpose"])
 def test_an_output_without_samples_has_no_labels(train, last):
     with pytest.raises(
