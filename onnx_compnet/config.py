@@ -11,11 +11,17 @@ from typing import Any, Literal
 from onnx_compnet.errors import UsageError
 from onnx_compnet.layers import ACTIVATION_PARAMETERS, Activation
 
-CONSTRUCTED = ("net2deeper", "netmorph")
+WITHOUT_WIDTH = ("obs", "forward", "random")
+"""methods that choose no width by themselves"""
+CONSTRUCTED = ("exact", "net2deeper", "netmorph")
 """methods that make the layer from the model's weights alone, without fitting"""
-METHODS = ("alg1", "alg2", "alg3", "random", *CONSTRUCTED)
+METHODS = ("alg1", "alg2", "alg3", "obs", "forward", "random", *CONSTRUCTED)
+FLOAT64_BELOW = (
+    0.03  # of max_error: float32 products err by 1e-7 of the squares that cancel in the error's square
+)
 MODES = ("auto", "replace", "block")
-INITS = ("auto", "he", "glorot", "xavier", "kumar")
+LINEAR, PRINCIPAL = "linear", "principal"
+INITS = ("auto", "he", "glorot", "xavier", "kumar", LINEAR, PRINCIPAL)
 ACTIVATION_ALIASES = {
     "relu6": Activation("clip", (0.0, 6.0)),
     "swish": Activation("silu"),
@@ -25,7 +31,7 @@ ACTIVATION_ALIASES = {
 }
 ACTIVATION_NAMES = ("auto", *ACTIVATION_PARAMETERS, *ACTIVATION_ALIASES)
 
-Method = Literal["alg1", "alg2", "alg3", "random", "net2deeper", "netmorph"]
+Method = Literal["alg1", "alg2", "alg3", "obs", "forward", "random", "exact", "net2deeper", "netmorph"]
 Normalisation = float | Sequence[float] | Mapping[str, float | Sequence[float]] | None
 
 
@@ -36,9 +42,11 @@ class GrowOptions:
     Parameters
     ----------
     method
-        ``alg1``, ``alg2``, ``alg3`` (the paper's Algorithms 1 to 3) or ``random`` (a random subset, the floor
-        that every method must beat). Algorithm 3 is the default: of the three it alone looks at what the next
-        layer needs. Two baselines see no data: ``net2deeper`` (D1 neurons that hand their channel on) and
+        ``alg1``, ``alg2``, ``alg3`` (the paper's Algorithms 1 to 3), ``obs`` (backward elimination: drop what costs
+        least, again and again), ``forward`` (add what helps most) or ``random`` (a random subset, the floor that
+        every method must beat). Algorithm 3 is the default; ``obs`` comes closest at a given width.
+        ``exact`` keeps the function to rounding with as few neurons as the readers' weights allow, and fits nothing.
+        Two baselines see no data: ``net2deeper`` (D1 neurons that hand their channel on) and
         ``netmorph`` (the readers' filters taken apart; ``keep`` or ``candidates`` is its width, 2·D1 by default).
     candidates
         N_redundant, the neurons (channels) before selection. Where None 2·D1, about as wide as in the paper's
@@ -46,14 +54,22 @@ class GrowOptions:
         by itself (D1 neurons where the activation is linear on the tensor, else 2·D1), and has D1 random ones by
         default; never fewer than the core, and as many in each group.
     keep
-        At most this many neurons survive; needed by ``random``, where it is the width. A core stays as a whole,
-        unless ``keep`` is smaller.
+        At most this many neurons survive; the width for ``obs``, ``forward`` and ``random``, which need it or
+        ``max_error``. A core stays as a whole, unless ``keep`` is smaller.
+    max_error
+        The site error that is allowed: the narrowest layer on the method's path that keeps to it on held-out samples,
+        with at most ``keep`` neurons. A core is then no more than other candidates. Below 0.03 all products are taken
+        in float64, as those of float32 lose so small an error. Each of several sites keeps to it by itself.
     lam, alpha
         λ and α of iiLasso, the paper's 0.1. For Algorithm 3 λ is a fraction of the site's λ_max.
     activation
         ``auto`` takes the one in front of the site, else relu.
     init
         ``auto`` follows the activation (He for the rectifiers, Glorot for tanh and softsign, Kumar's rule else).
+        ``linear``: the candidates begin with a core that hands every channel on, exactly where the activation allows
+        that, else where it is nearly linear (tanh, sigmoid: to about 1e-5; such a layer starts with tiny gradients).
+        ``principal`` begins with up to D1 neurons (2·D1 in front of padding) that carry the directions which the
+        readers need most of the data, where h is next to linear, and draws the others as ``auto`` does.
     kernel
         Kernel of a new spatial layer; 3 as in VGG.
     mode
@@ -80,6 +96,7 @@ class GrowOptions:
     method: Method = "alg3"
     candidates: int | None = None
     keep: int | None = None
+    max_error: float | None = None
     lam: float = 0.1
     alpha: float = 0.1
     activation: str = "auto"
@@ -120,22 +137,35 @@ class GrowOptions:
             "alpha": real("alpha", self.alpha, least=0.0),
             "ridge": real("ridge", self.ridge, least=0.0, below=1.0),
             "holdout": real("holdout", self.holdout, above=0.0, below=1.0),
+            "max_error": real("max_error", self.max_error, above=0.0, optional=True),
             "max_rel_error": real("max_rel_error", self.max_rel_error, above=0.0, optional=True),
             "min_agreement": real("min_agreement", self.min_agreement, least=0.0, most=1.0, optional=True),
         }
         for name, value in checked.items():  # plain numbers, whatever kind of number was given
             object.__setattr__(self, name, value)
         check_mappings(self.batch_axis, self.shape)
-        if self.method == "random" and self.keep is None:
-            raise UsageError("method random has no width of its own: give --keep C (keep=C)")
-        if self.method == "net2deeper" and (self.candidates is not None or self.keep is not None):
+        if self.method in WITHOUT_WIDTH and self.keep is None and self.max_error is None:
             raise UsageError(
-                "method net2deeper has as many neurons as there are channels: leave out --candidates, --keep"
+                f"method {self.method} has no width of its own: give --keep C (keep=C) or --max-error E"
+            )
+        if self.max_error is not None and not self.refit:
+            raise UsageError(
+                "--max-error is met by solving again, so it can't be had together with --no-refit"
+            )
+        fixed = {"exact": "it needs", "net2deeper": "there are channels"}.get(self.method)
+        if fixed is not None and (self.candidates is not None or self.keep is not None):
+            raise UsageError(
+                f"method {self.method} has as many neurons as {fixed}: leave out --candidates, --keep"
             )
         if self.batch_norm and self.method != "net2deeper":
             raise UsageError(f"--batch-norm is for method net2deeper, not for {self.method}")
         if self.candidates is not None and self.keep is not None and self.keep > self.candidates:
             raise UsageError(f"--keep {self.keep} is more than the {self.candidates} candidates")
+
+    @property
+    def precise_sums(self) -> bool:
+        """Whether the sums over the samples need products in float64."""
+        return self.max_error is not None and self.max_error < FLOAT64_BELOW
 
     def changed(self, changes: Mapping[str, Any]) -> GrowOptions:
         """Return these options with some replaced; UsageError names an option that does not exist."""

@@ -18,11 +18,15 @@ from onnx_compnet.verification import Verdict
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One width on a path: λ as a fraction of λ_max, neurons kept, error on held-out moments (worst reader)."""
+    """One width on a path: λ as a fraction of λ_max, neurons kept, error on held-out moments (worst reader).
 
-    lam: float
+    ``lam`` is None where the path is not one of λ; ``fitted_error`` is that on fitted moments.
+    """
+
+    lam: float | None
     kept: int
     error: float | None
+    fitted_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class SiteGrowth:
     ``beta`` has one value a candidate, unstandardised, 0 where dropped. ``site_error`` is the worst reader's
     relative error between parent and finished child on held-out samples, from a forward pass in onnxruntime;
     ``fitted_error`` and ``predicted_error`` are the least-squares problem's own figures on fitted and held-out
-    moments. ``lam`` and ``lam_max`` are absolute. ``rows`` were fitted with ``columns`` unknowns an output.
+    moments. ``lam`` and ``lam_max`` are absolute; ``max_error`` is the option. ``rows`` were
+    fitted with ``columns`` unknowns an output.
     """
 
     site: Site
@@ -57,6 +62,7 @@ class SiteGrowth:
     reader_errors: Mapping[str, float]
     targets: tuple[tuple[str, str], ...]
     curve: tuple[CurvePoint, ...] = ()
+    max_error: float | None = None
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,17 @@ def add_to(commands: Any) -> None:
     add_file(command, "-o", "--output", metavar="CHILD", help="where the grown model goes")
     command.add_argument("--force", action="store_true", help="overwrite CHILD")
     command.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
-    _add_layer_options(command.add_argument_group("the new layer"))
-    _add_selection_options(command.add_argument_group("selection"))
+    add_layer_options(command.add_argument_group("the new layer"))
+    selection = command.add_argument_group("selection")
+    selection.add_argument(
+        "--method",
+        choices=METHODS,
+        default="alg3",
+        help="how neurons are chosen: the paper's alg1, alg2, alg3 (default); obs (drop the cheapest, again and "
+        "again), forward (add the best) and random need --keep or --max-error; exact (as narrow as the function "
+        "stays), net2deeper and netmorph fit nothing",
+    )
+    add_selection_options(selection)
     gates = command.add_argument_group(
         "gates on the model's outputs, held-out (exit 1; the child goes aside)"
     )
@@ -60,7 +69,8 @@ def add_to(commands: Any) -> None:
     command.set_defaults(run=run)
 
 
-def _add_layer_options(group: argparse._ArgumentGroup) -> None:
+def add_layer_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options that say what the new layer is like."""
     group.add_argument(
         "--candidates",
         type=int,
@@ -91,15 +101,19 @@ def _add_layer_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_selection_options(group: argparse._ArgumentGroup) -> None:
+def add_selection_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options that say how many neurons stay."""
     group.add_argument(
-        "--method",
-        choices=METHODS,
-        default="alg3",
-        help="how neurons are chosen (default alg3); net2deeper and netmorph fit nothing",
+        "--keep",
+        type=int,
+        metavar="C",
+        help="at most C neurons (the width for obs, forward, random and netmorph)",
     )
     group.add_argument(
-        "--keep", type=int, metavar="C", help="at most C neurons (random, netmorph: exactly C)"
+        "--max-error",
+        type=float,
+        metavar="E",
+        help="as few neurons as keep the site error on held-out samples within E (exit 1 if none do)",
     )
     group.add_argument(
         "--lam", type=float, default=0.1, metavar="L", help="λ, for alg3 a fraction of λ_max (default 0.1)"
@@ -171,6 +185,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 _GROW_OPTIONS = (
-    "method", "candidates", "keep", "lam", "alpha", "activation", "init", "kernel", "mode", "holdout",
+    "method", "candidates", "keep", "max_error", "lam", "alpha", "activation", "init", "kernel", "mode", "holdout",
     "holdout_data", "max_rel_error", "min_agreement", "refit", "batch_norm",
 )  # fmt: skip

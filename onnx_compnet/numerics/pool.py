@@ -44,7 +44,8 @@ class Selection:
     candidates that may be kept (Algorithm 2: over those it was left with). ``rounds``: of Algorithm 2, else 0.
     ``dropped_dead``: candidates without variance. ``readers``: W2, b2 and errors in the order of the readers;
     ``fitted_error`` and ``held_out_error`` are those of the worst reader. ``curve``: (λ/λ_max, neurons kept,
-    held-out error of the worst reader) along Algorithm 3's path.
+    held-out and fitted error of the worst reader) along Algorithm 3's path; where all widths of a path were
+    priced, one point each, without a λ.
     """
 
     kept: tuple[int, ...]
@@ -58,7 +59,7 @@ class Selection:
     alpha: float | None = None
     solution: Solution | None = None
     rounds: int = 0
-    curve: tuple[tuple[float, int, float | None], ...] = ()
+    curve: tuple[tuple[float | None, int, float | None, float], ...] = ()
     warnings: tuple[str, ...] = ()
 
 

@@ -54,46 +54,73 @@ def fit(moments: Moments, rho: float = RHO, prior: Tensor | None = None) -> Ridg
         raise UsageError(f"rho = {rho} must not be negative")
     if prior is not None:
         prior = prior.to(moments.uy)
-        if n and _no_better_is_known(moments, prior):
+        if n and no_better_is_known(moments, prior):
             return RidgeFit(prior, intercept(moments, prior), rho, False, n / max(p, 1))
+    notes = row_notes(n, p)
+    factor = factorise(moments, rho)
+    if factor is None:  # no column varies
+        return RidgeFit(
+            torch.zeros_like(moments.uy), moments.mean_y.clone(), rho, False, n / max(p, 1), notes
+        )
+    notes += factor.warnings
+    W2 = torch.zeros_like(moments.uy) if prior is None else prior
+    if D2:
+        residual = moments.C - moments.G @ W2 if prior is not None else moments.C
+        W2 = W2 + torch.cholesky_solve(residual, factor.L)
+    return RidgeFit(W2, intercept(moments, W2), factor.rho, factor.rho != rho, n / p, notes)
+
+
+def row_notes(n: int, p: int) -> tuple[str, ...]:
+    """A warning where n rows are few for p columns; DataError where they are no more than the columns."""
     if n <= p:
         raise DataError(
             f"{n} rows can't fit {p} columns: more rows than columns are needed, and ten times as many are "
             f"good; give more samples (at least {5 * p} rows), fewer candidate neurons or a smaller kernel"
         )
-    notes: list[str] = []
-    if n < ENOUGH_ROWS_PER_COLUMN * p:
-        notes.append(
-            f"{n} rows fit {p} columns, n/p = {n / p:.1f}: below {ENOUGH_ROWS_PER_COLUMN} the fit follows "
-            f"noise; give more samples ({10 * p} rows are good) or fewer neurons"
-        )
-    scale = float(moments.uu.diagonal().mean()) / n if p else 0.0
-    if scale <= 0:  # no column varies
-        return RidgeFit(
-            torch.zeros_like(moments.uy), moments.mean_y.clone(), rho, False, n / max(p, 1), tuple(notes)
-        )
+    if n >= ENOUGH_ROWS_PER_COLUMN * p:
+        return ()
+    return (
+        f"{n} rows fit {p} columns, n/p = {n / p:.1f}: below {ENOUGH_ROWS_PER_COLUMN} the fit follows "
+        f"noise; give more samples ({10 * p} rows are good) or fewer neurons",
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """``L Lᵀ = G + shift·I`` with shift = ρ·tr G/p; ``rho`` is the ρ that was used."""
+
+    L: Tensor
+    shift: float
+    rho: float
+    warnings: tuple[str, ...] = ()
+
+
+def factorise(moments: Moments, rho: float) -> Factor | None:
+    """The Cholesky factor of G with its ridge, which is raised where it fails; None where no column varies."""
+    p = len(moments.mean_u)
+    scale = float(moments.uu.diagonal().mean()) / max(moments.n, 1) if p else 0.0
+    if scale <= 0:
+        return None
     used = rho
-    factor = _cholesky(moments.G, used * scale)
-    while factor is None:
+    L = cholesky(moments.G, used * scale)
+    while L is None:
         used = 10 * used if used else 1e-12
         if used > MAX_RHO * (1 + 1e-9):
             raise DataError(
                 f"the {p}x{p} covariance of the activations can't be factorised even with a ridge of "
                 f"{MAX_RHO:g} of its mean diagonal; look for extreme values in the data"
             )
-        factor = _cholesky(moments.G, used * scale)
+        L = cholesky(moments.G, used * scale)
+    notes: tuple[str, ...] = ()
     if used != rho:
-        notes.append(
+        notes = (
             f"the {p} columns are nearly dependent: the ridge was raised from {rho:g} to {used:g}; "
-            "more samples or fewer neurons avoid this"
+            "more samples or fewer neurons avoid this",
         )
-    W2 = torch.zeros_like(moments.uy) if prior is None else prior
-    if D2:
-        W2 = W2 + torch.cholesky_solve(moments.C - moments.G @ W2 if prior is not None else moments.C, factor)
-    return RidgeFit(W2, intercept(moments, W2), used, used != rho, n / p, tuple(notes))
+    return Factor(L, used * scale, used, notes)
 
 
-def _no_better_is_known(moments: Moments, W2: Tensor) -> bool:
+def no_better_is_known(moments: Moments, W2: Tensor) -> bool:
     """Whether the errors that the moments show for these weights may be nothing but float32 rounding."""
     b2 = intercept(moments, W2)
     if relative_error(moments, W2, b2) < BELIEVED:
@@ -141,7 +168,7 @@ def ratio(error: float, variance: float, level: float) -> float:
     return 0.0 if error <= 1e-12 * level else float("inf")
 
 
-def _cholesky(G: Tensor, shift: float) -> Tensor | None:
+def cholesky(G: Tensor, shift: float) -> Tensor | None:
     """The lower factor of G + shift·I (made in G), or None where that is singular to working precision."""
     G.diagonal().add_(shift)
     factor, info = torch.linalg.cholesky_ex(G)

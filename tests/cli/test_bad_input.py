@@ -245,10 +245,11 @@ def test_unknown_device(lenet):
     says(error, "device 'tpu'", "cuda")
 
 
-def test_random_needs_a_width(lenet):
-    code, error = lenet("--method", "random")
+@pytest.mark.parametrize("method", ["random", "obs", "forward"])
+def test_some_methods_need_a_width(lenet, method):
+    code, error = lenet("--method", method)
     assert code == 2
-    says(error, "--keep")
+    says(error, "--keep", "--max-error")
 
 
 def test_output_exists(lenet, tmp_path):

@@ -54,7 +54,7 @@ def test_a_selection_is_complete_and_its_errors_are_true(site: Site, method: str
     fitted, held_out = direct_errors(site, found.kept, reader.W2, reader.b2)
     assert found.fitted_error == reader.fitted_error == pytest.approx(fitted, rel=1e-8)
     assert found.held_out_error == reader.held_out_error == pytest.approx(held_out, rel=1e-8)
-    if method == "random":
+    if method in ("obs", "forward", "random"):
         assert (found.solution, found.lam, found.lam_max, found.alpha) == (None, None, None, None)
     else:
         assert found.solution is not None
@@ -191,10 +191,11 @@ def test_the_curve_of_algorithm_3(site: Site) -> None:
     fractions = [point[0] for point in found.curve]
     assert len(found.curve) == 7
     assert fractions == sorted(fractions, reverse=True)
-    fraction, count, error = found.curve[-1]
+    fraction, count, error, fitted = found.curve[-1]
     alone = alg3([site.problem], lam=fraction, path_points=0)
     assert alone.curve == ()
     assert (count, error) == (len(alone.kept), pytest.approx(alone.held_out_error))
+    assert fitted == pytest.approx(alone.fitted_error)
     assert found.curve[0][1] < count
 
 
@@ -370,6 +371,8 @@ def test_too_few_rows(site: Site) -> None:
     [
         ({"method": "alg4"}, "unknown method"),
         ({"method": "random"}, "needs keep"),
+        ({"method": "obs"}, "give keep or max_error"),
+        ({"method": "forward"}, "give keep or max_error"),
         ({"method": "alg3", "keep": 0}, "keep"),
         ({"method": "alg3", "lam": 0.0}, "lam"),
         ({"method": "alg3", "lam": float("nan")}, "lam"),

@@ -15,7 +15,7 @@ from onnx_compnet.numerics.moments import Covariance, Moments
 from onnx_compnet.numerics.pool import Constraints
 from onnx_compnet.numerics.problems import Problem, arranged, hadamard_statistics
 
-METHODS = ("alg1", "alg2", "alg3", "random")
+METHODS = ("alg1", "alg2", "alg3", "obs", "forward", "random")
 DN, GROUPS, TAPS, D2, N = 12, 3, 2, 6, 400
 
 
@@ -60,7 +60,7 @@ def test_every_group_keeps_as_many_and_its_errors_are_those_of_a_forward_pass(
     method: str, keep: int | None
 ) -> None:
     problems, folds, u, y = grouped()
-    if keep is None and method == "random":
+    if keep is None and method in ("obs", "forward", "random"):
         return
     found = select(method, problems, folds, keep=keep, lam=0.3, constraints=Constraints(groups=GROUPS))
     per_group = np.bincount(np.array(found.kept) // 4, minlength=GROUPS)
@@ -97,7 +97,7 @@ def site() -> Site:
 def test_a_core_stays_unless_fewer_are_asked_for(site: Site, method: str) -> None:
     core = (1, 5, 20)
     for keep in (3, 6, None):
-        if keep is None and method == "random":
+        if keep is None and method in ("obs", "forward", "random"):
             continue
         found = select(
             method, [site.problem], site.folds, keep=keep, lam=0.6, alpha=2, constraints=Constraints(core)

@@ -201,6 +201,8 @@ def test_validation_of_another_shape(refused, files):
         (["--lr-new", "-1"], ["--lr-new must be"]),
         (["--warmup", "1"], ["--warmup must be"]),
         (["--epochs", "0"], ["--epochs must be"]),
+        (["--max-steps", "0"], ["--max-steps must be"]),
+        (["--best-by", "last", "--patience", "1"], ["--patience waits for a better epoch"]),
         (["--patience", "0"], ["--patience must be"]),
         (["--output-name", "scores"], ["'scores' is none of the float outputs"]),
         (["--labels", "x"], ["'x' is an input of the model"]),

@@ -44,6 +44,34 @@ def test_the_written_model_is_better(model, train, val, tmp_path):
     assert "← kept" in tuned_text(tuned, "nowhere")
 
 
+def test_max_steps_end_a_run_within_an_epoch(model, train, val, monkeypatch):
+    taken, step = [], Trainer._step
+    monkeypatch.setattr(Trainer, "_step", lambda self, *args: (taken.append(args[1:]), step(self, *args))[1])
+    steps = -(-len(train["y"]) // 16)
+    tuned = oc.finetune(model, train, val, max_steps=steps + 2, **{**QUICK, "epochs": None})
+    assert taken == [(1, number) for number in range(steps)] + [(2, 0), (2, 1)]
+    assert [epoch.number for epoch in tuned.history] == [
+        0,
+        1,
+        2,
+    ]  # what is left of an epoch is validated, too
+    assert tuned.history[2].val != tuned.history[1].val
+    (record,) = provenance.read_finetunes(tuned.model)
+    assert (record["epochs"], record["max_steps"], record["epochs_run"]) == (None, steps + 2, 2)
+    taken.clear()
+    oc.finetune(model, train, val, max_steps=10 * steps, **{**QUICK, "epochs": 1})
+    assert len(taken) == steps  # what is reached first counts
+
+
+def test_the_last_epoch_is_kept_where_validation_must_not_choose(model, train, val):
+    wrong = {**val, "y": (val["y"] + 1) % 3}  # training makes it worse here, epoch by epoch
+    last = oc.finetune(model, train, wrong, best_by="last", **QUICK)
+    assert (last.best_epoch, oc.finetune(model, train, wrong, **QUICK).best_epoch < 6) == (6, True)
+    assert last.accuracy == last.history[-1].val.accuracy
+    right = oc.finetune(model, train, val, best_by="last", **QUICK)
+    assert right.model.graph == last.model.graph
+
+
 def test_the_same_seed_gives_the_same_bytes(model, train, val):
     runs = [
         oc.finetune(model, train, val, **{**QUICK, "epochs": 2, "augment": "crop,flip"}) for _ in range(2)

@@ -24,7 +24,7 @@ from onnx_compnet.training.schedule import Schedule
 
 
 def rates(schedule):
-    return [schedule.factor(step) for step in range(schedule.epochs * schedule.steps)]
+    return [schedule.factor(step) for step in range(schedule.total)]
 
 
 def of_torch(make, total):
@@ -57,6 +57,16 @@ def test_warm_up_rises_linearly_to_what_follows():
     assert found[4] == 1.0
     assert found[5:] == sorted(found[5:], reverse=True)
     assert rates(Schedule("step", 3, 4))[::4] == pytest.approx([1, 0.1, 0.01])
+
+
+@pytest.mark.parametrize("kind", ["cosine", "one-cycle"])
+def test_a_schedule_runs_over_max_steps(kind):
+    cut = Schedule(kind, None, 10, max_steps=24)
+    assert rates(cut) == pytest.approx(rates(Schedule(kind, 1, 24)))
+    assert (cut.passes, [cut.steps_of(epoch) for epoch in (1, 2, 3)]) == (3, [10, 10, 4])
+    assert rates(Schedule(kind, 2, 10, max_steps=24)) == rates(Schedule(kind, 2, 10))  # the epochs end first
+    assert Schedule(kind, 9, 10, max_steps=20).passes == 2
+    assert rates(Schedule("step", None, 10, max_steps=24))[::10] == pytest.approx([1, 0.1, 0.01])
 
 
 @pytest.mark.parametrize("kind", ["constant", "cosine", "one-cycle", "step"])

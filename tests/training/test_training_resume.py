@@ -42,10 +42,11 @@ def content(tuned):
 @pytest.mark.parametrize(
     ("count", "every", "resumed"), [(15, 2, (3, 2)), (14, None, (3, 0)), (3, None, (1, 0))]
 )
+@pytest.mark.parametrize("length", [{"epochs": 4}, {"epochs": None, "max_steps": 17, "best_by": "last"}])
 def test_an_interrupted_run_goes_on_to_the_same_bits(
-    model, train, val, tmp_path, monkeypatch, optimizer, count, every, resumed
+    model, train, val, tmp_path, monkeypatch, optimizer, count, every, resumed, length
 ):
-    options = {**OPTIONS, "optimizer": optimizer}
+    options = {**OPTIONS, "optimizer": optimizer, **length}
     whole = oc.finetune(model, train, val, **options)
     folder = {"checkpoint": tmp_path / "run", "checkpoint_every": every}
     with monkeypatch.context() as patch:

@@ -1,0 +1,366 @@
+"""Write docs/results.md and its figures from the result files of benchmarks/paper.py.
+
+    python benchmarks/paper_report.py                # docs/results.md and docs/results/*.svg (needs matplotlib)
+    python benchmarks/paper_report.py --no-figures   # the text alone
+
+Every number comes from a result file. The conclusions are written by hand in benchmarks/paper_conclusions.md, which
+the document includes; a number there is a place like {{lenet5.fashion-mnist.w1.nall.e3 alg3 best}} that is filled in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks.paper_results import Figure, Set, before, best, distinct, final, gather, reached
+from benchmarks.paper_rows import METHODS, ROWS, Row, settings_of
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "paper"
+PLAN = ROOT / "benchmarks" / "paper_plan.toml"
+CONCLUSIONS = ROOT / "benchmarks" / "paper_conclusions.md"
+DOCUMENT = ROOT / "docs" / "results.md"
+PAPER_COLUMNS = ("alg1", "alg2", "alg3", "netmorph-oracle", "netmorph-redundant", "scratch")
+OWN_COLUMNS = ("net2deeper", "random", "parent")
+DATASETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+
+INTRODUCTION = """\
+# The paper's experiments
+
+Tables 1 and 2 of [the CompNet paper](https://arxiv.org/abs/1804.10316) beside what this tool reaches. Rendered by
+`python benchmarks/paper_report.py` from the files in [benchmarks/results/paper](../benchmarks/results/paper), one
+a run; `python benchmarks/paper.py --plan benchmarks/paper_plan.toml --threads 1` makes those that are missing.
+
+All networks were trained, grown and tuned by the tool itself (`finetune`, `grow`, `finetune`). Every accuracy is
+measured on the test images, which are also the paper's validation set: the best epoch is chosen on them, for every
+column alike, and so the best accuracy is a little too good. ± is the sample standard deviation over the seeds. Each
+seed has a parent, candidates and a course of training of its own.
+"""
+HOW = """\
+SGD with momentum 0.9, cross-entropy, no batch normalisation. Pixels are brought to a mean of 0 and a standard
+deviation of 1; images of 28 × 28 get a black frame up to 32 × 32 for VGG. `grow` fits on four fifths of its images
+and measures site error and agreement on the rest; both are those of the child before training. MFLOP: of one image's
+forward pass, two a multiply-add. Scratch is the deeper network with all candidates and freshly drawn weights, trained
+by the parents' recipe for as many epochs as the children; "Scratch, long" has as many epochs as parent and child
+together. NetMorph-Oracle has the width that Algorithm 2 kept; random, and what is called capped, that of Algorithm 3.
+"""
+
+
+def document(sets: Sequence[Set], conclusions: str) -> str:
+    """The whole of docs/results.md."""
+    parts = [INTRODUCTION, filled(conclusions, sets).strip(), "", *_table_1(sets), *_table_2(sets)]
+    for each in sets:
+        parts += _details(each)
+    return "\n".join([*parts, *_how(sets), *_missing(sets)]).rstrip() + "\n"
+
+
+def filled(text: str, sets: Sequence[Set]) -> str:
+    """``text`` with numbers in the places {{set method quantity}}. Raises ValueError for one that means nothing."""
+    known = {each.name: each for each in sets}
+
+    def number(found: re.Match[str]) -> str:
+        name, method, quantity = found.groups()
+        each = known.get(name)
+        if each is None or method not in METHODS or quantity not in QUANTITIES:
+            raise ValueError(
+                f"{found.group()} names no set of runs, no method, or none of {list(QUANTITIES)}"
+            )
+        return each.refusal(method) or QUANTITIES[quantity](each, method)
+
+    return re.sub(r"\{\{(\S+) (\S+) (\S+)\}\}", number, text)
+
+
+QUANTITIES: dict[str, Callable[[Set, str], str]] = {
+    "before": lambda each, method: each.figure(method, before).text(),
+    "best": lambda each, method: each.figure(method, best).text(),
+    "final": lambda each, method: each.figure(method, final).text(),
+    "over": lambda each, method: each.over(method, "parent").text(sign=True),
+    "kept": lambda each, method: _width(_kept(each, method)),
+    "site_error": lambda each, method: each.figure(method, lambda record: record.get("site_error")).text(
+        ".3f"
+    ),
+    "agreement": lambda each, method: each.figure(method, lambda record: record.get("agreement")).text(".3f"),
+    "epochs": reached,
+}
+
+
+# ---------------------------------------------------------------- the paper's tables
+
+
+def _table_1(sets: Sequence[Set]) -> list[str]:
+    lines = [
+        "## Table 1: neurons before and after",
+        "",
+        "λ = α = 0.1 as in the paper; for Algorithm 3 λ is a fraction of λ_max ([methods](methods.md)).",
+        "",
+        "| | | N_redundant | Alg1 | Alg2 | Alg3 | kept on average |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in ROWS.values():
+        own = [each for each in sets if each.row is row]
+        paper = (
+            DATASETS[_paper_data(row)],
+            *(str(n) for n in (row.redundant, *row.sparse)),
+            f"{row.compression} %",
+        )
+        lines.append(f"| **{row.title}** | paper, " + " | ".join(paper) + " |")
+        for each in own:
+            candidates = row.candidates(each.settings)
+            widths = [_kept(each, method) for method in PAPER_COLUMNS[:3]]
+            means = [width.mean for width in widths if width.mean is not None]
+            kept = f"{100 * sum(means) / 3 / candidates:.1f} %" if len(means) == 3 else "not run"
+            cells = (str(candidates), *(_width(width) for width in widths), kept)
+            lines.append(f"| | {_set_name(each)} | " + " | ".join(cells) + " |")
+        if not any(each.settings.dataset == _paper_data(row) for each in own):
+            lines.append(f"| | here, {DATASETS[_paper_data(row)]} | " + " | ".join(["not run"] * 5) + " |")
+    return [*lines, ""]
+
+
+def _table_2(sets: Sequence[Set]) -> list[str]:
+    columns = (*PAPER_COLUMNS, *OWN_COLUMNS)
+    lines = [
+        "## Table 2: best validation accuracy, in percent",
+        "",
+        "| | | " + " | ".join(METHODS[method] for method in columns) + " |",
+        "|---|---|" + "---:|" * len(columns),
+    ]
+    for row in ROWS.values():
+        paper = [f"{value:.2f}" for value in row.best] + ["–"] * len(OWN_COLUMNS)
+        lines.append(f"| **{row.title}** | paper, {DATASETS[_paper_data(row)]} | " + " | ".join(paper) + " |")
+        own = [each for each in sets if each.row is row]
+        for each in own:
+            cells = [each.refusal(method) or _percent(each.figure(method, best)) for method in columns]
+            lines.append(f"| | {_set_name(each)} | " + " | ".join(cells) + " |")
+        if not any(each.settings.dataset == _paper_data(row) for each in own):
+            cells = ["not run"] * len(columns)
+            lines.append(f"| | here, {DATASETS[_paper_data(row)]} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
+def _paper_data(row: Row) -> str:
+    return settings_of(row.family).dataset
+
+
+def _kept(each: Set, method: str) -> Figure:
+    return each.figure(method, lambda record: record.get("kept"))
+
+
+def _width(figure: Figure) -> str:
+    return figure.text(".0f") if figure.deviation != 0 else Figure(figure.values[:1], 1).text(".0f")
+
+
+def _percent(figure: Figure) -> str:
+    return Figure(tuple(100 * value for value in figure.values), figure.asked).text(".2f")
+
+
+def _set_name(each: Set) -> str:
+    s = each.settings
+    width = "" if s.width_multiplier == 1 else f", width × {s.width_multiplier:g}"
+    images = "" if s.samples is None else f", {s.samples:,} images"
+    return f"here, {DATASETS[s.dataset]}{width}{images}"
+
+
+# ---------------------------------------------------------------- one set
+
+
+def _details(each: Set) -> list[str]:
+    row, s = each.row, each.settings
+    lines = [f"## {row.title}: {_set_name(each).removeprefix('here, ')}", ""]
+    if not each.records:
+        return [*lines, "Not run.", ""]
+    parent = ROWS[row.parent].title.split(" to ")[1] if row.parent in ROWS else row.parent.upper()
+    origin = (
+        f"The parent is the child by Algorithm 3 of the row {ROWS[row.parent].title}, tuned."
+        if row.parent in ROWS
+        else f"The parent, {parent.replace('LENET', 'LeNet')}, was trained for {_count(s.parent_epochs, 'epoch')}."
+    )
+    lines += [
+        f"{origin} {row.candidates(s)} candidates; {_count(s.epochs, 'epoch')} of each child, "
+        f"{_count(each.seeds, 'seed')}.",
+        "",
+        *_curves(each),
+        "| | neurons | parameters | MFLOP | site error | agreement | accuracy before | best | last epoch "
+        "| best, over the parent trained on | epochs to the parent's accuracy | seconds |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    if each.parents and row.parent not in ROWS:
+        lines.append(_parent_line(each))
+    lines += [_line(each, method) for method in each.methods]
+    notes = sorted({record["refused"] for record in each.records.values() if "refused" in record})
+    same = [
+        f"{METHODS[m]} began with the very network of {METHODS[r['same_as']]} (seed {seed})"
+        for (m, seed), r in each.records.items()
+        if "same_as" in r
+    ]
+    return [*lines, "", *(f"Refused: {note}." for note in notes), *_sentence(same)]
+
+
+def _parent_line(each: Set) -> str:
+    parents = [each.parents[seed] for seed in sorted(each.parents)]
+    figure = lambda value: Figure(tuple(value(record) for record in parents), len(parents))  # noqa: E731
+    size = f"{parents[0]['parameters']['after']:,} | {parents[0]['flops']['after'] / 1e6:.2f}"
+    seconds = figure(lambda record: record["train_seconds"]).mean
+    return (
+        f"| *the parent* | – | {size} | – | – | {figure(before).text()} | {figure(best).text()} | "
+        f"{figure(final).text()} | – | – | {seconds:.0f} |"
+    )
+
+
+def _line(each: Set, method: str) -> str:
+    refused = each.refusal(method)
+    if refused is not None:
+        return f"| {METHODS[method]} | {refused} |" + " – |" * 10
+    size = [
+        each.figure(method, lambda record, key=key: record[key]["after"] if key in record else None)
+        for key in ("parameters", "flops")
+    ]
+    cells = [
+        QUANTITIES["kept"](each, method),
+        "not run" if size[0].mean is None else f"{size[0].mean:,.0f}",
+        "not run" if size[1].mean is None else f"{size[1].mean / 1e6:.2f}",
+        *(QUANTITIES[name](each, method) for name in ("site_error", "agreement", "before", "best", "final")),
+        "–" if method == "parent" else QUANTITIES["over"](each, method),
+        "–" if method == "parent" else reached(each, method),
+        _seconds(each, method),
+    ]
+    return f"| {METHODS[method]} | " + " | ".join(cells) + " |"
+
+
+def _seconds(each: Set, method: str) -> str:
+    """Growing + training, without runs that took another's training."""
+    own = [r for r in each.of(method) if "train_seconds" in r and "same_as" not in r]
+    if not own:
+        return "–" if each.of(method) else "not run"
+    grow = Figure(tuple(r["seconds"].get("grow", 0.0) for r in own), len(own)).mean or 0.0
+    train = Figure(tuple(r["train_seconds"] for r in own), len(own)).mean or 0.0
+    return f"{grow:.0f} + {train:.0f}"
+
+
+def _curves(each: Set) -> list[str]:
+    drawn = [m for m in each.methods if any("history" in record for record in each.of(m))]
+    if not drawn:
+        return []
+    told = ", ".join(f"{METHODS[m]} {each.figure(m, final).mean:.4f}" for m in drawn)
+    what = f"Accuracy on the test images over {_count(each.settings.epochs, 'epoch')}, mean of the seeds"
+    text = f"{what}. After the last epoch: {told}."
+    return [f"![{text}](results/{each.name}.svg)", ""]
+
+
+def _sentence(facts: Sequence[str]) -> list[str]:
+    return (
+        [f"{'; '.join(facts)}: training the same network with the same seed was not repeated.", ""]
+        if facts
+        else [""]
+    )
+
+
+# ---------------------------------------------------------------- how, and what is missing
+
+
+def _how(sets: Sequence[Set]) -> list[str]:
+    if not any(each.records for each in sets):
+        return []
+    machines = distinct(sets, lambda record: _machine(record["machine"]))
+    versions = distinct(
+        sets, lambda record: ", ".join(f"{name} {v}" for name, v in sorted(record["versions"].items()))
+    )
+    lines = [
+        "## How",
+        "",
+        "| | images | width | parents | children | learning rate (parents) | batch | weight decay (parents) "
+        "| augmentation | dropout | images for `grow` |",
+        "|---|---|---:|---:|---:|---|---:|---|---|---:|---:|",
+    ]
+    for each in sets:
+        s = each.settings
+        images = distinct([each], lambda record: record.get("images"))
+        count = f"{images[0]['train']:,} / {images[0]['test']:,}" if images else "not run"
+        cells = [
+            each.row.title, f"{DATASETS[s.dataset]}, {count}", f"× {s.width_multiplier:g}",
+            _count(s.parent_epochs, "epoch"), _count(s.epochs, "epoch"),
+            f"{s.lr:g} {s.schedule} ({s.parent_lr:g} one-cycle)", str(s.batch_size),
+            f"{s.weight_decay:g} ({s.parent_weight_decay:g})", ", ".join(s.augment) or "none",
+            f"{s.dropout:g}" if each.row.family == "vgg" else "none", f"{s.calibration:,}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return [
+        *lines,
+        "",
+        HOW,
+        "Machine: " + "; ".join(machines) + ".",
+        "",
+        "Versions: " + "; ".join(versions) + ".",
+        "",
+    ]
+
+
+def _machine(found: dict[str, Any]) -> str:
+    threads = found["threads"]
+    place = found["gpu"] or f"{found['cpu']}, {_count(threads, 'thread')}"
+    return f"{place}, Python {found['python']}"
+
+
+def _missing(sets: Sequence[Set]) -> list[str]:
+    lines = []
+    for each in sets:
+        by_method: dict[str, list[int]] = {}
+        for method, seed in each.missing():
+            by_method.setdefault(method, []).append(seed)
+        if by_method:
+            told = "; ".join(
+                f"{METHODS[m]} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
+                for m, seeds in by_method.items()
+            )
+            lines.append(f"- {each.row.title}, {_set_name(each).removeprefix('here, ')}: {told}.")
+    absent = [
+        f"{row.title} on {DATASETS[_paper_data(row)]}"
+        for row in ROWS.values()
+        if not any(e.row is row and e.settings.dataset == _paper_data(row) and e.records for e in sets)
+    ]
+    if absent:
+        lines.append(
+            f"- In the paper's own setting: {'; '.join(absent)}. `python benchmarks/paper.py` runs them all."
+        )
+    return ["## Not run", "", *lines, ""] if lines else []
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the document and its figures."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of result files (%(default)s)")
+    parser.add_argument("--plan", type=Path, default=PLAN, help="what was to be run (%(default)s)")
+    parser.add_argument("--write", type=Path, default=DOCUMENT, help="the document (%(default)s)")
+    parser.add_argument("--no-figures", action="store_true", help="the text alone")
+    options = parser.parse_args(argv)
+    sets = planned(options.results, options.plan)
+    options.write.parent.mkdir(parents=True, exist_ok=True)
+    options.write.write_text(document(sets, CONCLUSIONS.read_text("utf-8")), "utf-8")
+    if not options.no_figures:
+        from benchmarks import paper_figures
+
+        paper_figures.draw_all(sets, options.write.parent / "results")
+    return 0
+
+
+def planned(results: Path, plan: Path) -> list[Set]:
+    """The sets of the plan's file and of the results."""
+    wanted: Iterable[dict[str, object]] = tomllib.loads(plan.read_text("utf-8")).get("set", [])
+    return gather(results, wanted)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
