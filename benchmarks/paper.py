@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
         ("schedule", str, "of the children (constant)"),
         ("batch-size", int, "(128)"),
         ("dropout", float, "between VGG's dense layers (0.5)"),
-        ("calibration", int, "training images that grow is given (2000)"),
+        ("calibration", int, "training images that grow is given (LeNet 2000, VGG 5000)"),
     ):
         settings.add_argument(f"--{name}", type=kind, help=told)
     return made

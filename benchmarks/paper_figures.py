@@ -77,7 +77,8 @@ def draw(each: Set, folder: Path) -> Path | None:
         left.set_ylabel("accuracy on the test images")
         handles, labels = left.get_legend_handles_labels()
         canvas.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-        seeds = f"{each.seeds} seed{'s' * (each.seeds != 1)}"
+        counts = sorted({len(values) for values in curves.values()})
+        seeds = " to ".join(map(str, counts)) + f" seed{'s' * (counts != [1])}"
         canvas.suptitle(f"{each.row.title}, {each.settings.dataset}, {seeds}", fontsize=11)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{each.name}.svg"

@@ -122,7 +122,15 @@ def settings_of(family: str, dataset: str | None = None, **changes: Any) -> Sett
     else:
         padding = 2 if name == "fashion-mnist" else 4
         start = Settings(
-            name, 1000, 1000, 3e-4, 2e-2, augment=("crop", "flip"), crop_padding=padding, clip_norm=5.0
+            name,
+            1000,
+            1000,
+            3e-4,
+            2e-2,
+            augment=("crop", "flip"),
+            crop_padding=padding,
+            clip_norm=5.0,
+            calibration=5000,  # 512 candidates of 3 × 3 need as many rows at 4 × 4 positions
         )
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
     return replace(start, **{key: value for key, value in given.items() if value is not None})
