@@ -29,6 +29,7 @@ from benchmarks.coverage_cases import Case, cases
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "coverage.jsonl"
+BRIDGE = ROOT / "benchmarks" / "results" / "bridge.jsonl"
 DOCUMENT = ROOT / "docs" / "coverage.md"
 Record = dict[str, Any]
 
@@ -55,7 +56,7 @@ def main() -> None:
     for case in [] if options.no_run else chosen:
         run(case, options.results, options.max_sites)
     if options.write:
-        DOCUMENT.write_text(coverage_render.document(read(options.results)), "utf-8")
+        DOCUMENT.write_text(coverage_render.document(read(options.results), read(BRIDGE)), "utf-8")
 
 
 def _matches(name: str, wanted: Sequence[str]) -> bool:

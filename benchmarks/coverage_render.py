@@ -55,22 +55,27 @@ NOTES = """\
   marked.
 - Linear nodes are Conv, Gemm, MatMul, ConvTranspose and their quantised and fused kin in the main graph. Those in
   bodies are listed by the tool as well, but not counted.
+- The three columns of *torch* are those of [bridge.md](bridge.md), where the measures are described and the reasons
+  given: the largest error of `to_torch`'s outputs against onnxruntime's, how many floating-point weights a gradient
+  reaches that is not 0, and the error of the model that `write_back` made after a step of SGD. They come from runs of
+  their own (`python benchmarks/bridge.py`). Measures against onnxruntime need a model that it runs.
 - Times are of one machine with two cores; only their growth with the number of nodes means something.
 """
 
 
-def document(records: Sequence[Record]) -> str:
-    """The whole document."""
+def document(records: Sequence[Record], bridge: Sequence[Record] = ()) -> str:
+    """The whole document; ``bridge`` are the records of benchmarks/bridge.py."""
+    torch = {record["model"]: record for record in bridge}
     models = [record for record in records if record["kind"] == "model"]
     sites: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         if record["kind"] == "site":
             sites[record["model"]].append(record)
-    parts = [_head(models, sites)]
+    parts = [_head(models, sites), _torch_head(models, torch)]
     for group, title in GROUPS.items():
         members = [model for model in models if model["group"] == group]
         if members:
-            parts.append(_table(title, members, sites))
+            parts.append(_table(title, members, sites, torch))
     parts += [
         _failures(models, sites),
         _blocks(models),
@@ -120,6 +125,40 @@ Rendered from [benchmarks/results/coverage.jsonl](../benchmarks/results/coverage
 """
 
 
+def _torch_head(models: Sequence[Record], torch: dict[str, Record]) -> str:
+    tried = [torch[model["model"]] for model in models if model["model"] in torch]
+    good = [record for record in tried if record["status"] == "ok"]
+    if not good:
+        return ""
+    weights = sum(record["parameters"] for record in good)
+    reached = sum(record["with_nonzero_gradient"] for record in good)
+    errors = [max(record[key] for record in good) for key in ("rel_error", "rel_error_tuned")]
+    return f"""\
+In PyTorch, of the same models ([bridge.md](bridge.md)):
+
+| | |
+|---|---:|
+| models tried | {len(tried)} |
+| … converted by `to_torch` and measured | {len(good)} |
+| … refused, with the ops that have no conversion | {sum(record["status"] == "refused" for record in tried)} |
+| … that onnxruntime can't run | {sum(record["status"] == "failed" for record in tried)} |
+| largest error of the module's outputs against onnxruntime | {_figure(errors[0])} |
+| floating-point weights that a gradient reaches | {reached:,} of {weights:,} ({_share(reached, weights)}) |
+| largest error after training and `write_back` | {_figure(errors[1])} |
+| models that `write_back` gives byte for byte without training | {sum(r["round_trip"] for r in good)} |
+"""
+
+
+def _torch_cells(record: Record | None) -> tuple[str, str, str]:
+    """Error of the outputs, weights that a gradient reaches, error after write-back."""
+    if record is None:
+        return "–", "–", "–"
+    if record["status"] != "ok":
+        return ("refused" if record["status"] == "refused" else "not measured"), "–", "–"
+    reached = f"{record['with_nonzero_gradient']} / {record['parameters']}"
+    return _figure(record["rel_error"]), reached, _figure(record["rel_error_tuned"])
+
+
 def _versions(versions: dict[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items()) or "not recorded"
 
@@ -128,16 +167,19 @@ def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "–"
 
 
-def _table(title: str, models: Sequence[Record], sites: dict[str, list[Record]]) -> str:
+def _table(
+    title: str, models: Sequence[Record], sites: dict[str, list[Record]], torch: dict[str, Record]
+) -> str:
     lines = [
         f"## {title}\n",
         "| model | nodes | linear nodes: by a site + by a block / all | sites | refused by `sites`, by reason "
-        "| grown / tried | site error: median, worst | block error: worst | data |",
-        "|---|---:|---:|---:|---|---:|---:|---:|---|",
+        "| grown / tried | site error: median, worst | block error: worst "
+        "| torch: output error | torch: weights with a gradient | torch: error after write-back | data |",
+        "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for model in models:
         if "failed" in model:
-            lines.append(f"| {model['model']} | | | | **failed** | | | | |")
+            lines.append(f"| {model['model']} | | | | **failed** | | | | | | | |")
             continue
         tried = sites[model["model"]]
         good = [site for site in tried if site["status"] == "ok"]
@@ -150,7 +192,7 @@ def _table(title: str, models: Sequence[Record], sites: dict[str, list[Record]])
             model["model"], f"{model['nodes']:,}", growable, str(model["sites"]),
             _counted(label(reason) for _, _, reason in model["reasons"]) or "–",
             f"{len(good)} / {len(tried)}" if tried else "–", error,
-            _figure(max(blocks)) if blocks else "–", _data(model),
+            _figure(max(blocks)) if blocks else "–", *_torch_cells(torch.get(model["model"])), _data(model),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

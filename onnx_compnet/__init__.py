@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnx_compnet.bridge.module import to_torch
     from onnx_compnet.bridge.write_back import write_back
+    from onnx_compnet.comparison.result import MethodComparison, MethodRow, MethodRun
+    from onnx_compnet.comparison.run import compare
     from onnx_compnet.config import GrowOptions
     from onnx_compnet.errors import (
         AmbiguousNameError,
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
     from onnx_compnet.growth import Growth, SiteGrowth
     from onnx_compnet.numerics.iilasso import Solution, iilasso
     from onnx_compnet.pipeline import grow
+    from onnx_compnet.suggestion.options import SuggestOptions
+    from onnx_compnet.suggestion.result import SiteScore, Suggestion
+    from onnx_compnet.suggestion.run import suggest
     from onnx_compnet.training.finetune import finetune
     from onnx_compnet.training.options import FinetuneOptions
     from onnx_compnet.training.result import Tuned
@@ -51,6 +56,9 @@ __all__ = [
     "GrowOptions",
     "Growth",
     "InputError",
+    "MethodComparison",
+    "MethodRow",
+    "MethodRun",
     "ModelError",
     "NameNotFoundError",
     "OutputExistsError",
@@ -58,25 +66,34 @@ __all__ = [
     "ResourceError",
     "Site",
     "SiteGrowth",
+    "SiteScore",
     "Solution",
+    "SuggestOptions",
+    "Suggestion",
     "Tuned",
     "UnsupportedError",
     "UsageError",
     "Verdict",
     "VerificationError",
     "__version__",
+    "compare",
     "find_sites",
     "finetune",
     "grow",
     "iilasso",
     "load",
     "refusals",
+    "suggest",
     "to_torch",
     "verify",
     "write_back",
 ]
 
 _HOME = {
+    "MethodComparison": "comparison.result",
+    "MethodRow": "comparison.result",
+    "MethodRun": "comparison.result",
+    "compare": "comparison.run",
     "GrowOptions": "config",
     "Refusal": "graph.sites",
     "Site": "graph.sites",
@@ -88,6 +105,10 @@ _HOME = {
     "Solution": "numerics.iilasso",
     "iilasso": "numerics.iilasso",
     "grow": "pipeline",
+    "SiteScore": "suggestion.result",
+    "SuggestOptions": "suggestion.options",
+    "Suggestion": "suggestion.result",
+    "suggest": "suggestion.run",
     "finetune": "training.finetune",
     "FinetuneOptions": "training.options",
     "Tuned": "training.result",

@@ -53,29 +53,31 @@ def collect(
     groups: Sequence[ReaderGroup],
     *,
     folds: int,
+    precise: bool = False,
     progress: str | None = None,
 ) -> Statistics:
     """Run the captured prefix over ``batches`` and sum up the moments of the candidate layer.
 
     ``session`` yields ``site.tensor`` and every reader's output. Products run in float32 (float64 for float64
-    models), sums in float64, on the session's device.
+    models and where ``precise``), sums in float64, on the session's device.
     """
     Dn = len(candidate.b1)
     covariances: list[CovarianceAccumulator | None] = [None] * folds
     accumulators: list[list[MomentsAccumulator]] = [[] for _ in groups]
     for batch, tensors in capture(session, batches, progress=progress):
-        t = _computable(tensors[site.tensor])
+        t = computable(tensors[site.tensor])
         with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
             x, A = new_layer(candidate, t)
         covariance = covariances[batch.fold] or CovarianceAccumulator(Dn, t.device, t.dtype)
         covariances[batch.fold] = covariance
         covariance.update(channel_rows(x, output_channel_axis(candidate)))
         for index, group in enumerate(groups):
-            y = _targets(site.linear, group, tensors)
+            y = targets(site.linear, group, tensors)
             parts = group.geometry.groups
             p, D2 = Dn // parts * group.geometry.taps, y.shape[1] // parts
             accumulators[index] = accumulators[index] or [
-                MomentsAccumulator(p, D2, t.device, t.dtype) for _ in range(parts)
+                MomentsAccumulator(p, D2, t.device, torch.float64 if precise else t.dtype)
+                for _ in range(parts)
             ]
             first = 0
             for u in row_chunks(A, group.geometry):
@@ -94,7 +96,7 @@ def pre_activations(session: Session, batches: Batches, site: Site, layer: Candi
     found = CovarianceAccumulator(len(layer.b1))
     for _, tensors in capture(session, batches):
         with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
-            x, _ = new_layer(layer, _computable(tensors[site.tensor]))
+            x, _ = new_layer(layer, computable(tensors[site.tensor]))
         found.update(channel_rows(x, output_channel_axis(layer)).cpu())
     return found.result()
 
@@ -103,22 +105,22 @@ def scale(session: Session, batches: Batches, site: Site) -> float:
     """The root mean square of the site's tensor, or a tenth of its largest value if that is more; 1 if it is 0."""
     squares, count, largest = 0.0, 0, 0.0
     for _, tensors in capture(session, batches):
-        t = _computable(tensors[site.tensor]).double()
+        t = computable(tensors[site.tensor]).double()
         squares, count = squares + float(t.square().sum()), count + t.numel()
         largest = max(largest, float(t.abs().max()) if t.numel() else 0.0)
     found = max((squares / max(count, 1)) ** 0.5, largest / 10)
     return found if found > 0 and math.isfinite(found) else 1.0
 
 
-def _targets(readers: Sequence[Reader], group: ReaderGroup, tensors: dict[str, Tensor]) -> Tensor:
+def targets(readers: Sequence[Reader], group: ReaderGroup, tensors: dict[str, Tensor]) -> Tensor:
     """Outputs of a group's readers as rows (n, ΣD2), side by side within each group of a grouped convolution."""
-    ys = [target_rows(_computable(tensors[readers[m].output]), group.geometry) for m in group.members]
+    ys = [target_rows(computable(tensors[readers[m].output]), group.geometry) for m in group.members]
     if len(ys) == 1:
         return ys[0]
     parts = group.geometry.groups
     return torch.cat([y.reshape(len(y), parts, -1) for y in ys], dim=2).reshape(len(ys[0]), -1)
 
 
-def _computable(tensor: Tensor) -> Tensor:
+def computable(tensor: Tensor) -> Tensor:
     """float16 and bfloat16 are stored, not computed in."""
     return tensor.to(torch.float32) if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

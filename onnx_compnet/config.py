@@ -13,11 +13,15 @@ from onnx_compnet.layers import ACTIVATION_PARAMETERS, Activation
 
 WITHOUT_WIDTH = ("obs", "forward", "random")
 """methods that choose no width by themselves"""
-CONSTRUCTED = ("net2deeper", "netmorph")
+CONSTRUCTED = ("exact", "net2deeper", "netmorph")
 """methods that make the layer from the model's weights alone, without fitting"""
 METHODS = ("alg1", "alg2", "alg3", "obs", "forward", "random", *CONSTRUCTED)
+FLOAT64_BELOW = (
+    0.03  # of max_error: float32 products err by 1e-7 of the squares that cancel in the error's square
+)
 MODES = ("auto", "replace", "block")
-INITS = ("auto", "he", "glorot", "xavier", "kumar")
+LINEAR, PRINCIPAL = "linear", "principal"
+INITS = ("auto", "he", "glorot", "xavier", "kumar", LINEAR, PRINCIPAL)
 ACTIVATION_ALIASES = {
     "relu6": Activation("clip", (0.0, 6.0)),
     "swish": Activation("silu"),
@@ -27,7 +31,7 @@ ACTIVATION_ALIASES = {
 }
 ACTIVATION_NAMES = ("auto", *ACTIVATION_PARAMETERS, *ACTIVATION_ALIASES)
 
-Method = Literal["alg1", "alg2", "alg3", "obs", "forward", "random", "net2deeper", "netmorph"]
+Method = Literal["alg1", "alg2", "alg3", "obs", "forward", "random", "exact", "net2deeper", "netmorph"]
 Normalisation = float | Sequence[float] | Mapping[str, float | Sequence[float]] | None
 
 
@@ -41,6 +45,7 @@ class GrowOptions:
         ``alg1``, ``alg2``, ``alg3`` (the paper's Algorithms 1 to 3), ``obs`` (backward elimination: drop what costs
         least, again and again), ``forward`` (add what helps most) or ``random`` (a random subset, the floor that
         every method must beat). Algorithm 3 is the default; ``obs`` comes closest at a given width.
+        ``exact`` keeps the function to rounding with as few neurons as the readers' weights allow, and fits nothing.
         Two baselines see no data: ``net2deeper`` (D1 neurons that hand their channel on) and
         ``netmorph`` (the readers' filters taken apart; ``keep`` or ``candidates`` is its width, 2·D1 by default).
     candidates
@@ -53,14 +58,18 @@ class GrowOptions:
         ``max_error``. A core stays as a whole, unless ``keep`` is smaller.
     max_error
         The site error that is allowed: the narrowest layer on the method's path that keeps to it on held-out samples,
-        with at most ``keep`` neurons. A core is then no more than other candidates. Below 0.01 the sums over the
-        samples are taken in float64.
+        with at most ``keep`` neurons. A core is then no more than other candidates. Below 0.03 all products are taken
+        in float64, as those of float32 lose so small an error. Each of several sites keeps to it by itself.
     lam, alpha
         λ and α of iiLasso, the paper's 0.1. For Algorithm 3 λ is a fraction of the site's λ_max.
     activation
         ``auto`` takes the one in front of the site, else relu.
     init
         ``auto`` follows the activation (He for the rectifiers, Glorot for tanh and softsign, Kumar's rule else).
+        ``linear``: the candidates begin with a core that hands every channel on, exactly where the activation allows
+        that, else where it is nearly linear (tanh, sigmoid: to about 1e-5; such a layer starts with tiny gradients).
+        ``principal`` begins with up to D1 neurons (2·D1 in front of padding) that carry the directions which the
+        readers need most of the data, where h is next to linear, and draws the others as ``auto`` does.
     kernel
         Kernel of a new spatial layer; 3 as in VGG.
     mode
@@ -143,14 +152,20 @@ class GrowOptions:
             raise UsageError(
                 "--max-error is met by solving again, so it can't be had together with --no-refit"
             )
-        if self.method == "net2deeper" and (self.candidates is not None or self.keep is not None):
+        fixed = {"exact": "it needs", "net2deeper": "there are channels"}.get(self.method)
+        if fixed is not None and (self.candidates is not None or self.keep is not None):
             raise UsageError(
-                "method net2deeper has as many neurons as there are channels: leave out --candidates, --keep"
+                f"method {self.method} has as many neurons as {fixed}: leave out --candidates, --keep"
             )
         if self.batch_norm and self.method != "net2deeper":
             raise UsageError(f"--batch-norm is for method net2deeper, not for {self.method}")
         if self.candidates is not None and self.keep is not None and self.keep > self.candidates:
             raise UsageError(f"--keep {self.keep} is more than the {self.candidates} candidates")
+
+    @property
+    def precise_sums(self) -> bool:
+        """Whether the sums over the samples need products in float64."""
+        return self.max_error is not None and self.max_error < FLOAT64_BELOW
 
     def changed(self, changes: Mapping[str, Any]) -> GrowOptions:
         """Return these options with some replaced; UsageError names an option that does not exist."""

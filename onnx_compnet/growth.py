@@ -36,7 +36,8 @@ class SiteGrowth:
     ``beta`` has one value a candidate, unstandardised, 0 where dropped. ``site_error`` is the worst reader's
     relative error between parent and finished child on held-out samples, from a forward pass in onnxruntime;
     ``fitted_error`` and ``predicted_error`` are the least-squares problem's own figures on fitted and held-out
-    moments. ``lam`` and ``lam_max`` are absolute. ``rows`` were fitted with ``columns`` unknowns an output.
+    moments. ``lam`` and ``lam_max`` are absolute; ``max_error`` is the option. ``rows`` were
+    fitted with ``columns`` unknowns an output.
     """
 
     site: Site
@@ -61,6 +62,7 @@ class SiteGrowth:
     reader_errors: Mapping[str, float]
     targets: tuple[tuple[str, str], ...]
     curve: tuple[CurvePoint, ...] = ()
+    max_error: float | None = None
 
 
 @dataclass(frozen=True)

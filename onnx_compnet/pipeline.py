@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,16 @@ import onnx
 import torch
 
 from onnx_compnet.baselines.net2net import normalised
+from onnx_compnet.candidates import draw
 from onnx_compnet.collect import ReaderGroup, Statistics, collect, pre_activations, reader_groups, scale
 from onnx_compnet.config import CONSTRUCTED, GrowOptions
 from onnx_compnet.core import Known, by_group, known_weights
 from onnx_compnet.errors import DataError, UsageError, VerificationError
 from onnx_compnet.graph import model_io, names, provenance, prune
-from onnx_compnet.graph.index import GraphIndex, draws_random_numbers
+from onnx_compnet.graph.index import GraphIndex
 from onnx_compnet.graph.names import TENSOR_PREFIX
 from onnx_compnet.graph.sites import Site, refusals
 from onnx_compnet.graph.splice import splice
-from onnx_compnet.graph.weights import weight_names
 from onnx_compnet.growth import CurvePoint, Growth, SiteGrowth
 from onnx_compnet.layers import CandidateLayer, NewLayers, ReaderWeights
 from onnx_compnet.numerics import initialise
@@ -39,10 +40,7 @@ from onnx_compnet.planning import (
     Job,
     Place,
     activation_at,
-    candidate_layer,
     constructed,
-    core_of,
-    has_core,
     neurons,
     prepare,
     refuse_large,
@@ -51,7 +49,8 @@ from onnx_compnet.report import provenance as provenance_of
 from onnx_compnet.runtime.device import peak_memory
 from onnx_compnet.runtime.session import Session
 from onnx_compnet.runtime.stages import Stopwatch, out_of_memory_said
-from onnx_compnet.verification import MAX_REL_ERROR, MIN_AGREEMENT, Gates, Target, Verdict, compare
+from onnx_compnet.steps import Step, above_bound, reader_errors, warnings
+from onnx_compnet.verification import Gates, Target, Verdict, compare
 
 log = logging.getLogger(__name__)
 
@@ -110,21 +109,9 @@ def grow(
     return growth
 
 
-@dataclass(frozen=True)
-class _Step:
-    """One site, solved; what is still missing for a SiteGrowth is measured in the finished child."""
-
-    site: Site
-    candidate: CandidateLayer
-    selection: Selection
-    targets: tuple[tuple[str, str], ...]
-    rows: int
-    columns: int
-
-
 def _grow_site(
     model: onnx.ModelProto, site: Site, job: Job, options: GrowOptions, stopwatch: Stopwatch
-) -> tuple[onnx.ModelProto, _Step]:
+) -> tuple[onnx.ModelProto, Step]:
     if options.method in CONSTRUCTED:
         return _construct_site(model, site, job, options, stopwatch)
     Dn = neurons(site, options)
@@ -135,23 +122,20 @@ def _grow_site(
     with stopwatch("capture"):
         outputs = dict.fromkeys([site.tensor, *(reader.output for reader in site.linear)])
         session = Session(prune.prefix(model, list(outputs)), job.device)
-        scaled = has_core(site) and initialise.needs_scale(activation_at(site, options), site.bounds)
-        t_scale = scale(session, job.split.fit, site) if scaled else 1.0
-        core = core_of(site, options, t_scale)
-        candidate = candidate_layer(site, options, core)
+        index = GraphIndex.of(model)
+        core, candidate = draw(index, session, job.split.fit, site, options)
         bar = f"{site.name}: " if options.progress else None
-        fitted = collect(
-            session, job.split.fit, site, candidate, groups, folds=FOLDS, progress=bar and bar + "fit"
+        sums = partial(
+            collect, session, site=site, candidate=candidate, groups=groups, precise=options.precise_sums
         )
-        held_out = collect(
-            session, job.split.held_out, site, candidate, groups, folds=1, progress=bar and bar + "held-out"
-        )
+        fitted = sums(job.split.fit, folds=FOLDS, progress=bar and bar + "fit")
+        held_out = sums(job.split.held_out, folds=1, progress=bar and bar + "held-out")
     with stopwatch("solve"):
-        known = known_weights(GraphIndex.of(model), site, Dn, core)
+        known = known_weights(index, site, Dn, core)
         selection = _select(groups, site, fitted, held_out, core, known, options)
     with stopwatch("splice"):
         spliced = splice(model, site, _survivors(candidate, selection), label=site.name)
-    step = _Step(
+    step = Step(
         site=site,
         candidate=candidate,
         selection=selection,
@@ -164,10 +148,14 @@ def _grow_site(
 
 def _construct_site(
     model: onnx.ModelProto, site: Site, job: Job, options: GrowOptions, stopwatch: Stopwatch
-) -> tuple[onnx.ModelProto, _Step]:
+) -> tuple[onnx.ModelProto, Step]:
     """A site at which nothing is fitted: the layer is made of the weights that are there."""
+    t_scale = 1.0
+    if options.method == "exact" and initialise.needs_scale(activation_at(site, options), site.bounds):
+        with stopwatch("capture"):
+            t_scale = scale(Session(prune.prefix(model, [site.tensor]), job.device), job.split.fit, site)
     with stopwatch("solve"):
-        layers, warnings = constructed(GraphIndex.of(model), site, options)
+        layers, notes = constructed(GraphIndex.of(model), site, options, t_scale)
     if options.batch_norm:
         with stopwatch("capture"):
             session = Session(prune.prefix(model, [site.tensor]), job.device)
@@ -182,9 +170,9 @@ def _construct_site(
         fitted_error=math.nan,
         held_out_error=None,
         dropped_dead=0,
-        warnings=warnings,
+        warnings=notes,
     )
-    return spliced.model, _Step(site, layers.layer, selection, spliced.targets, rows=0, columns=0)
+    return spliced.model, Step(site, layers.layer, selection, spliced.targets, rows=0, columns=0)
 
 
 def _select(
@@ -236,7 +224,7 @@ def _survivors(candidate: CandidateLayer, selection: Selection) -> NewLayers:
     )
 
 
-def _verdict(child: onnx.ModelProto, steps: Sequence[_Step], job: Job, options: GrowOptions) -> Verdict:
+def _verdict(child: onnx.ModelProto, steps: Sequence[Step], job: Job, options: GrowOptions) -> Verdict:
     """Check the finished child and measure it; a child that can't run is a failed verdict, not a lost one."""
     device, held_out = job.device, job.split.held_out
     gates = Gates(options.max_rel_error, options.min_agreement)
@@ -262,13 +250,13 @@ def _verdict(child: onnx.ModelProto, steps: Sequence[_Step], job: Job, options: 
         return Verdict({}, (str(error),), 0, job.data, job.random_data, device.name, ())
     if options.min_agreement is not None and all(c.agreement is None for c in verdict.outputs.values()):
         missing = "--min-agreement is set, but no output of the model looks like class scores"
-        return replace(verdict, failures=(*verdict.failures, missing))
-    return verdict
+        verdict = replace(verdict, failures=(*verdict.failures, missing))
+    return replace(verdict, failures=(*verdict.failures, *above_bound(steps, verdict, options)))
 
 
 def _growth(
     child: onnx.ModelProto,
-    steps: Sequence[_Step],
+    steps: Sequence[Step],
     verdict: Verdict,
     job: Job,
     options: GrowOptions,
@@ -291,21 +279,17 @@ def _growth(
         parameters_after=model_io.parameter_count(child),
         seconds=dict(stopwatch.seconds),
         peak_memory=peak_memory(),
-        warnings=_warnings(steps, verdict, job, options),
+        warnings=warnings(steps, verdict, job, options),
         refusals=tuple(refusals(job.parent)),
     )
     provenance.write(child, [provenance_of(growth)])
     return growth
 
 
-def _site_growth(step: _Step, verdict: Verdict, options: GrowOptions) -> SiteGrowth:
+def _site_growth(step: Step, verdict: Verdict, options: GrowOptions) -> SiteGrowth:
     selection, candidate = step.selection, step.candidate
     solution = selection.solution
-    errors: dict[str, float] = {}
-    for reader, (_, child) in zip(step.site.linear, step.targets, strict=True):
-        measured = verdict.targets.get((child, output_channel_axis(reader.geometry)))
-        if measured is not None:  # readers may have the same name: the worst of them counts
-            errors[reader.node] = max(measured.rel_error, errors.get(reader.node, 0.0))
+    errors = reader_errors(step, verdict)
     return SiteGrowth(
         site=step.site,
         method=options.method,
@@ -317,6 +301,7 @@ def _site_growth(step: _Step, verdict: Verdict, options: GrowOptions) -> SiteGro
         lam=None if selection.lam is None or selection.lam_max is None else selection.lam * selection.lam_max,
         lam_max=selection.lam_max,
         alpha=selection.alpha,
+        max_error=options.max_error,
         status=None if solution is None else solution.status,
         kkt_violation=None if solution is None else solution.kkt_violation,
         convex=None if solution is None else solution.convex,
@@ -330,49 +315,3 @@ def _site_growth(step: _Step, verdict: Verdict, options: GrowOptions) -> SiteGro
         targets=step.targets,
         curve=tuple(CurvePoint(*point) for point in selection.curve),
     )
-
-
-def _warnings(steps: Sequence[_Step], verdict: Verdict, job: Job, options: GrowOptions) -> tuple[str, ...]:
-    found = [f"{step.site.name}: {warning}" for step in steps for warning in step.selection.warnings]
-    for name, c in verdict.outputs.items():
-        if c.agreement is not None and c.agreement < MIN_AGREEMENT:
-            found.append(f"{name}: agreement on held-out samples is {c.agreement:.4f}, below {MIN_AGREEMENT}")
-        if not c.rel_error <= MAX_REL_ERROR:
-            found.append(
-                f"{name}: relative error on held-out samples is {c.rel_error:.3g}, above {MAX_REL_ERROR}"
-            )
-    if verdict.not_compared:
-        found.append(f"not compared, as no numeric tensor: {', '.join(verdict.not_compared)}")
-    for step in steps:
-        if has_core(step.site) and initialise.is_flat(step.candidate.activation, step.site.bounds):
-            found.append(
-                f"{step.site.name}: {step.candidate.activation} is flat at 0, so that no neurons of it keep the "
-                "function; take another activation"
-            )
-        if options.candidates is not None and options.candidates < len(step.candidate.b1):
-            found.append(
-                f"{step.site.name}: {len(step.candidate.b1)} candidates instead of {options.candidates}, "
-                "the fewest that keep the function there"
-            )
-        used = step.candidate.W1.shape[2:]
-        if any(size < options.kernel for size in used):
-            size = "×".join(map(str, used))
-            found.append(
-                f"{step.site.name}: a kernel of {size} reaches every position, {options.kernel} is not needed"
-            )
-    found += job.skipped
-    index = GraphIndex.of(job.parent)
-    for name in dict.fromkeys(name for step in steps for name in weight_names(index, step.site)):
-        if name in index.swayed:
-            found.append(
-                f"'{name}' is an input that callers may replace: the grown layers no longer follow it"
-            )
-    drawn = draws_random_numbers(job.parent)
-    if drawn:
-        found.append(
-            f"the model draws random numbers itself ({drawn[0]}), so that two runs of it differ as well: "
-            "the figures of its outputs are too bad by that much"
-        )
-    if job.random_data:
-        found.append("fitted and measured on random data: no figure here says anything about real inputs")
-    return tuple(found)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from onnx_compnet.baselines.construct import construct
-from onnx_compnet.config import CONSTRUCTED, GrowOptions, activation_named
+from onnx_compnet.config import CONSTRUCTED, LINEAR, PRINCIPAL, GrowOptions, activation_named
 from onnx_compnet.errors import ResourceError, UsageError
 from onnx_compnet.graph import model_io, names, provenance
 from onnx_compnet.graph.emission import emit
@@ -142,14 +142,14 @@ def activation_at(site: Site, options: GrowOptions) -> Activation:
     if options.activation != "auto":
         found = activation_named(options.activation)
     else:
-        flat = has_core(site) and initialise.is_flat(site.activation, site.bounds)
+        flat = has_core(site, options) and initialise.is_flat(site.activation, site.bounds)
         found = Activation("relu") if flat else site.activation
     return found.as_identity if options.method == "netmorph" else found
 
 
-def has_core(site: Site) -> bool:
-    """Whether random candidates alone would be useless there, so that exact ones begin the pool."""
-    return site.mode == "block" or site.groups > 1
+def has_core(site: Site, options: GrowOptions) -> bool:
+    """Whether exact candidates begin the pool: asked for, or as random ones alone would be useless there."""
+    return site.mode == "block" or site.groups > 1 or options.init == LINEAR
 
 
 def neurons(site: Site, options: GrowOptions) -> int:
@@ -157,11 +157,11 @@ def neurons(site: Site, options: GrowOptions) -> int:
 
     Of a method that constructs the layer its width.
     """
-    if options.method == "net2deeper":
+    if options.method in ("exact", "net2deeper"):
         return site.channels
     if options.method == "netmorph":
         return options.keep or options.candidates or 2 * site.channels
-    if not has_core(site):
+    if not has_core(site, options):
         return options.candidates or 2 * site.channels
     core = initialise.core_size(site.channels, activation_at(site, options), site.bounds)
     wanted = max(options.candidates or core + site.channels, core)
@@ -170,16 +170,18 @@ def neurons(site: Site, options: GrowOptions) -> int:
 
 def core_of(site: Site, options: GrowOptions, t_scale: float = 1.0) -> Core | None:
     """The neurons that keep the site's function; ``t_scale`` is its root mean square, where they are not exact."""
-    if not has_core(site):
+    if not has_core(site, options):
         return None
+    h = activation_at(site, options)
     return initialise.exact_core(
         site.channels,
         neurons(site, options),
         kernel_at(site, options.kernel),
-        activation_at(site, options),
+        h,
         bounds=site.bounds,
         groups=site.groups,
         t_scale=t_scale,
+        linear_range=initialise.fine_range(h) if options.init == LINEAR else initialise.LINEAR_RANGE,
     )
 
 
@@ -191,7 +193,7 @@ def candidate_layer(site: Site, options: GrowOptions, core: Core | None) -> Cand
         neurons(site, options),
         kernel_at(site, options.kernel),
         activation_at(site, options),
-        init=options.init,
+        init="auto" if options.init in (LINEAR, PRINCIPAL) else options.init,
         seed=options.seed,
         dtype=np.dtype(site.dtype),
         channel_axis=site.channel_axis,
@@ -199,10 +201,14 @@ def candidate_layer(site: Site, options: GrowOptions, core: Core | None) -> Cand
     )
 
 
-def constructed(index: GraphIndex, site: Site, options: GrowOptions) -> tuple[NewLayers, tuple[str, ...]]:
+def constructed(
+    index: GraphIndex, site: Site, options: GrowOptions, t_scale: float = 1.0
+) -> tuple[NewLayers, tuple[str, ...]]:
     """The layer that a method in CONSTRUCTED makes of the model's weights, and warnings."""
     kernel = kernel_at(site, options.kernel)
-    return construct(index, site, neurons(site, options), kernel, activation_at(site, options), options)
+    return construct(
+        index, site, neurons(site, options), kernel, activation_at(site, options), options, t_scale
+    )
 
 
 def kernel_at(site: Site, kernel: int) -> tuple[int, ...]:
@@ -213,14 +219,14 @@ def kernel_at(site: Site, kernel: int) -> tuple[int, ...]:
 
 
 def memory_needed(site: Site, Dn: int, kernel: int) -> int:
-    """Bytes at the peak: fitted and held-out co-moments, a product, a factor and a work copy, in float64.
+    """Bytes at the peak: fitted and held-out co-moments, a factor, and three copies to work on, in float64.
 
     And the candidates' weights, which a wide layer on many channels makes large, while they are drawn.
     """
     weights = Dn * site.channels * math.prod(kernel_at(site, kernel))
     geometries = [reader.geometry for reader in site.linear]
     moments = max(each.groups * (Dn // each.groups * each.taps) ** 2 for each in geometries)
-    return 5 * 8 * moments + 3 * 8 * weights
+    return 6 * 8 * moments + 3 * 8 * weights
 
 
 def refuse_large(site: Site, Dn: int, kernel: int, device: Device) -> None:
@@ -229,7 +235,7 @@ def refuse_large(site: Site, Dn: int, kernel: int, device: Device) -> None:
     if needed <= available:
         return
     taps = site.max_taps
-    fewer = int((available / 40) ** 0.5 / taps)
+    fewer = int((available / 48) ** 0.5 / taps)
     advice = [f"lower --candidates to {fewer} or less"] if fewer >= 1 else []
     flattened = [reader for reader in site.linear if reader.between]
     if flattened:
@@ -267,14 +273,15 @@ def plan(
         Dn = neurons(site, options)
         if options.method in CONSTRUCTED:
             layers, _ = constructed(GraphIndex.of(job.parent), site, options)
-            lines += _place_lines(site, layers.layer, f"{Dn} neurons")
+            lines += _place_lines(site, layers.layer, f"{len(layers.layer.b1)} neurons")
             lines.append(f"method      {options.method}: made of the model's own weights, nothing is fitted")
             continue
         refuse_large(site, Dn, options.kernel, job.device)
         candidate = candidate_layer(site, options, core_of(site, options))
         lines += [
             *_place_lines(site, candidate, f"{Dn} candidates"),
-            f"method      {options.method}, at most {options.keep or Dn} kept",
+            f"method      {options.method}, at most {options.keep or Dn} kept"
+            + (f", site error at most {options.max_error:g}" if options.max_error is not None else ""),
             f"columns     {Dn * site.max_taps} ({Dn} candidates × {site.max_taps}), "
             f"about {memory_needed(site, Dn, options.kernel) / 2**20:.0f} MiB for their moments",
         ]

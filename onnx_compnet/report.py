@@ -13,7 +13,7 @@ from typing import Any
 
 from onnx_compnet.config import CONSTRUCTED
 from onnx_compnet.graph.sites import Refusal, Site
-from onnx_compnet.growth import Growth, SiteGrowth
+from onnx_compnet.growth import CurvePoint, Growth, SiteGrowth
 from onnx_compnet.numerics.ridge import BELIEVED
 from onnx_compnet.verification import Comparison, Verdict
 from onnx_compnet.version import __version__, library_versions
@@ -85,6 +85,7 @@ def site_report(grown: SiteGrowth) -> dict[str, Any]:
         "lam": grown.lam,
         "lam_max": grown.lam_max,
         "alpha": grown.alpha,
+        "max_error": grown.max_error,
         "status": grown.status,
         "kkt_violation": grown.kkt_violation,
         "convex": grown.convex,
@@ -255,6 +256,8 @@ def _site_lines(grown: SiteGrowth) -> Iterable[tuple[str, str]]:
     dead = f" ({grown.dropped_dead} had no variance)" if grown.dropped_dead else ""
     chosen = f"{grown.candidates} candidates → {len(grown.kept)} kept{dead}"
     yield "neurons", f"{len(grown.kept)}" if grown.method in CONSTRUCTED else chosen
+    if widths := _widths(grown.curve, len(grown.kept)):
+        yield "widths", f"{widths} (site error by width, held-out)"
     if math.isnan(grown.fitted_error):
         fitted = "nothing was fitted"
     else:
@@ -263,14 +266,27 @@ def _site_lines(grown: SiteGrowth) -> Iterable[tuple[str, str]]:
     yield "site error", f"{grown.site_error:.3g} on held-out samples ({fitted})"
 
 
+def _widths(curve: Sequence[CurvePoint], kept: int) -> str:
+    """Some widths of a path with their errors: the one that was taken, and from the widest down half as many each."""
+    shown, width = {kept}, max((point.kept for point in curve), default=0)
+    while width:
+        shown.add(width)
+        width //= 2
+    points = [
+        point for point in curve if point.lam is None and point.kept in shown and point.error is not None
+    ]
+    return ", ".join(f"{point.kept}: {point.error:.3g}" for point in points)
+
+
 def _method_line(grown: SiteGrowth) -> str:
+    allowed = f", site error at most {grown.max_error:g}" if grown.max_error is not None else ""
     if grown.lam is None or grown.lam_max is None:
-        return grown.method
+        return grown.method + allowed
     parts = [f"λ = {grown.lam / grown.lam_max:.3g}·λ_max = {grown.lam:.3g}", f"α = {grown.alpha:.3g}"]
     if grown.status is not None and grown.kkt_violation is not None:
         parts += [grown.status, f"KKT violation {grown.kkt_violation:.1g}"]
     parts.append("certified convex" if grown.convex else "not certified convex")
-    return f"{grown.method}, " + ", ".join(parts)
+    return f"{grown.method}{allowed}, " + ", ".join(parts)
 
 
 def _random_note(random: bool) -> str:

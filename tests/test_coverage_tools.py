@@ -129,7 +129,40 @@ def test_a_model_is_listed_grown_and_rendered(tmp_path, monkeypatch):
 def test_the_document_is_that_of_the_results():
     records = coverage.read(coverage.RESULTS)
     assert records
-    assert coverage.DOCUMENT.read_text("utf-8") == coverage_render.document(records)
+    torch = coverage.read(coverage.BRIDGE)
+    assert torch
+    assert coverage.DOCUMENT.read_text("utf-8") == coverage_render.document(records, torch)
+
+
+def model_record(name):
+    return {
+        "kind": "model", "model": name, "group": "own", "nodes": 5, "linear": 2, "read": 2, "block": 0, "refused": 0,
+        "integer": 0, "neither_or_both": [], "sites": 1, "reasons": [], "parent_run": None, "parent_check": None,
+        "data": "random", "seconds": {"load": 0.0, "sites": 0.0, "refusals": 0.0},
+    }  # fmt: skip
+
+
+def test_what_torch_makes_of_each_model_stands_beside_it():
+    measured = {"status": "ok", "parameters": 20, "with_nonzero_gradient": 19, "rel_error": 1.5e-6}
+    measured |= {"rel_error_tuned": 2.5e-6, "round_trip": True}
+    torch = [
+        {"model": "good", **measured}, {"model": "if", "status": "refused", "reason": "If"},
+        {"model": "odd", "status": "failed", "reason": "Fail"}, {"model": "elsewhere", **measured},
+    ]  # fmt: skip
+    text = coverage_render.document([model_record(name) for name in ("good", "if", "odd", "none")], torch)
+    rows = {
+        line.split(" | ")[0][2:]: line.split(" | ")[8:11]
+        for line in text.splitlines()
+        if "| random |" in line
+    }
+    assert rows == {
+        "good": ["1.5e-06", "19 / 20", "2.5e-06"], "if": ["refused", "–", "–"], "odd": ["not measured", "–", "–"],
+        "none": ["–", "–", "–"],
+    }  # fmt: skip
+    assert "| models tried | 3 |" in text
+    assert "| … converted by `to_torch` and measured | 1 |" in text
+    assert "| floating-point weights that a gradient reaches | 19 of 20 (95.0 %) |" in text
+    assert "In PyTorch" not in coverage_render.document([model_record("good")])
 
 
 @pytest.mark.parametrize("name", constructed.names())

@@ -44,9 +44,9 @@ def centred_error(child, parent):
     )
 
 
-@pytest.fixture(scope="module", params=["alg1", "alg2", "alg3", "random"])
+@pytest.fixture(scope="module", params=["alg1", "alg2", "alg3", "obs", "forward", "random"])
 def grown(request, parts):
-    keep = {"random": 60}.get(request.param)
+    keep = {"random": 60, "obs": 40, "forward": 40}.get(request.param)
     return oc.grow(
         MODELS / "lenet4.onnx",
         "conv1",

@@ -10,10 +10,11 @@ import onnx_compnet as oc
 def test_public_names():
     assert oc.__all__ == [
         "AmbiguousNameError", "Comparison", "CompnetError", "DataError", "DivergedError", "FinetuneOptions",
-        "GrowOptions", "Growth", "InputError", "ModelError", "NameNotFoundError", "OutputExistsError", "Refusal",
-        "ResourceError", "Site", "SiteGrowth", "Solution", "Tuned", "UnsupportedError", "UsageError", "Verdict",
-        "VerificationError", "__version__", "find_sites", "finetune", "grow", "iilasso", "load", "refusals",
-        "to_torch", "verify", "write_back",
+        "GrowOptions", "Growth", "InputError", "MethodComparison", "MethodRow", "MethodRun", "ModelError",
+        "NameNotFoundError", "OutputExistsError", "Refusal", "ResourceError", "Site", "SiteGrowth", "SiteScore",
+        "Solution", "SuggestOptions", "Suggestion", "Tuned", "UnsupportedError", "UsageError", "Verdict",
+        "VerificationError", "__version__", "compare", "find_sites", "finetune", "grow", "iilasso", "load",
+        "refusals", "suggest", "to_torch", "verify", "write_back",
     ]  # fmt: skip
     for name in oc.__all__:
         assert getattr(oc, name) is not None

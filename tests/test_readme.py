@@ -29,7 +29,8 @@ def test_every_example_runs(tmp_path, monkeypatch, capsys):
             if words[:1] == ["onnx-compnet"]:
                 assert main(words[1:]) == 0, (line, capsys.readouterr().err)
                 ran.append(words[1])
-    assert ran == ["sites", "grow", "grow", "verify", "info", "finetune", "python", "python"]
+    commands = ["sites", "suggest", "grow", "grow", "verify", "info", "finetune", "compare"]
+    assert ran == [*commands, "python", "python"]
     assert {
         "lenet5.onnx",
         "lenet5_tuned.onnx",
@@ -38,6 +39,24 @@ def test_every_example_runs(tmp_path, monkeypatch, capsys):
         "lenet5_python.onnx",
         "tuned.onnx",
     } <= {p.name for p in tmp_path.iterdir()}
+
+
+@pytest.mark.slow
+def test_the_comparison_that_is_shown_is_the_one_that_is_made(monkeypatch, capsys):
+    """All but the seconds, and the last digit of what is fitted."""
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "README.md").read_text("utf-8")
+    command = re.search(r"^onnx-compnet (compare (?:.*\\\n)*.*)$", text, re.MULTILINE)
+    assert main([*shlex.split(command[1].replace("\\\n", " ")), "--device", "cpu"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    shown = [line.split() for line in re.search(r"```\n(method .*?)```", text, re.DOTALL)[1].splitlines()]
+    made = rows[rows.index(shown[0]) :]
+    assert [row[0] for row in made] == [row[0] for row in shown]
+    for mine, theirs in zip(made[2:], shown[2:], strict=True):
+        assert mine[1:5] == theirs[1:5]
+        assert [float(each) for each in mine[5:7]] == pytest.approx(
+            [float(each) for each in theirs[5:7]], rel=0.1, abs=2e-6
+        )
 
 
 def test_the_demo_that_is_shown_is_the_one_that_make_runs():

@@ -37,8 +37,10 @@ def add_to(commands: Any) -> None:
     add_file(command, "-o", "--output", metavar="TUNED", help="where the trained model goes")
     command.add_argument("--force", action="store_true", help="overwrite TUNED")
     add_file(command, "--parent", metavar="PARENT", help="a further model to measure beside the two")
-    _add_goal(command.add_argument_group("what is learned"))
-    _add_optimiser(command.add_argument_group("how"))
+    goal = command.add_argument_group("what is learned")
+    _add_loss(goal)
+    add_targets(goal)
+    add_optimiser(command.add_argument_group("how"))
     _add_course(command.add_argument_group("the run"))
     add_data(command)
     add_file(command, "--val", metavar="D", help="validation samples, as --data; default: a share of --data")
@@ -47,7 +49,7 @@ def add_to(commands: Any) -> None:
     command.set_defaults(run=run)
 
 
-def _add_goal(group: argparse._ArgumentGroup) -> None:
+def _add_loss(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--loss",
         metavar="L",
@@ -55,6 +57,10 @@ def _add_goal(group: argparse._ArgumentGroup) -> None:
     )
     add_file(group, "--teacher", metavar="PARENT", help="learn this model's outputs; no labels are needed")
     group.add_argument("--temperature", type=float, metavar="T", help="of distill (default 2)")
+
+
+def add_targets(group: argparse._ArgumentGroup) -> None:
+    """Add the options that say which labels and outputs belong together, and how images are varied."""
     group.add_argument("--labels", metavar="NAME", help="the array of the labels (default y)")
     group.add_argument("--output-name", metavar="NAME", help="the output to train, where there are several")
     group.add_argument("--class-axis", type=int, metavar="K", help="the axis of the classes in that output")
@@ -62,7 +68,8 @@ def _add_goal(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--crop-padding", type=int, metavar="P", help="largest shift in pixels (default 4)")
 
 
-def _add_optimiser(group: argparse._ArgumentGroup) -> None:
+def add_optimiser(group: argparse._ArgumentGroup) -> None:
+    """Add the options of the optimiser and its rates."""
     group.add_argument("--preset", metavar="P", help="default, paper (its LeNet), paper-vgg: the five below")
     group.add_argument("--optimizer", metavar="O", help="adamw (default) or sgd")
     group.add_argument("--lr", type=float, metavar="R", help="peak learning rate (default 3e-4)")
@@ -84,17 +91,27 @@ def _add_optimiser(group: argparse._ArgumentGroup) -> None:
 
 def _add_course(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--epochs", type=int, metavar="N", help="passes over the data (default 10)")
-    group.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without a better one")
-    group.add_argument("--best-by", metavar="M", help="auto (default), accuracy, loss: what is better")
+    add_criterion(group)
     group.add_argument("--checkpoint", metavar="DIR", help="save the run here, and go on from what is here")
     group.add_argument("--checkpoint-every", type=int, metavar="N", help="steps; default: each epoch")
+
+
+def add_criterion(group: argparse._ArgumentGroup) -> None:
+    """Add the options that say which epoch is the best one, and when to stop."""
+    group.add_argument(
+        "--max-steps", type=int, metavar="N", help="end after N optimiser steps, within an epoch too"
+    )
+    group.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without a better one")
+    group.add_argument(
+        "--best-by", metavar="M", help="auto (default), accuracy, loss: what is better; last: no choice"
+    )
 
 
 _OPTIONS = (
     "loss", "teacher", "temperature", "labels", "output_name", "class_axis", "augment", "crop_padding", "preset",
     "optimizer", "lr", "weight_decay", "schedule", "warmup", "lr_new", "momentum", "step_epochs", "gamma",
-    "clip_norm", "freeze", "amp", "epochs", "patience", "best_by", "checkpoint", "checkpoint_every", "parent",
-    "holdout",
+    "clip_norm", "freeze", "amp", "epochs", "max_steps", "patience", "best_by", "checkpoint", "checkpoint_every",
+    "parent", "holdout",
 )  # fmt: skip
 
 

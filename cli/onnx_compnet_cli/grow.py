@@ -43,8 +43,17 @@ def add_to(commands: Any) -> None:
     add_file(command, "-o", "--output", metavar="CHILD", help="where the grown model goes")
     command.add_argument("--force", action="store_true", help="overwrite CHILD")
     command.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
-    _add_layer_options(command.add_argument_group("the new layer"))
-    _add_selection_options(command.add_argument_group("selection"))
+    add_layer_options(command.add_argument_group("the new layer"))
+    selection = command.add_argument_group("selection")
+    selection.add_argument(
+        "--method",
+        choices=METHODS,
+        default="alg3",
+        help="how neurons are chosen: the paper's alg1, alg2, alg3 (default); obs (drop the cheapest, again and "
+        "again), forward (add the best) and random need --keep or --max-error; exact (as narrow as the function "
+        "stays), net2deeper and netmorph fit nothing",
+    )
+    add_selection_options(selection)
     gates = command.add_argument_group(
         "gates on the model's outputs, held-out (exit 1; the child goes aside)"
     )
@@ -60,7 +69,8 @@ def add_to(commands: Any) -> None:
     command.set_defaults(run=run)
 
 
-def _add_layer_options(group: argparse._ArgumentGroup) -> None:
+def add_layer_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options that say what the new layer is like."""
     group.add_argument(
         "--candidates",
         type=int,
@@ -91,14 +101,8 @@ def _add_layer_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_selection_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--method",
-        choices=METHODS,
-        default="alg3",
-        help="how neurons are chosen: the paper's alg1, alg2, alg3 (default); obs (drop the cheapest, again and "
-        "again), forward (add the best) and random need --keep or --max-error; net2deeper and netmorph fit nothing",
-    )
+def add_selection_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options that say how many neurons stay."""
     group.add_argument(
         "--keep",
         type=int,

@@ -19,7 +19,7 @@ import shtab
 
 from onnx_compnet.errors import CompnetError
 from onnx_compnet.version import __version__
-from onnx_compnet_cli import finetune, grow, info, sites, verify
+from onnx_compnet_cli import compare, finetune, grow, info, sites, suggest, verify
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     shtab.add_argument_to(top, help="print a script for tab completion in your shell")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in (sites, grow, finetune, verify, info):
+    for command in (sites, suggest, grow, compare, finetune, verify, info):
         command.add_to(commands)
     return top
 

@@ -200,7 +200,7 @@ def same_file(path: Path, other: Path) -> bool:
 
 
 def write_json(report: dict[str, Any], destination: str) -> None:
-    """Write a report to a file, whole or not at all, or for ``-`` to stdout.
+    """Write a report to a file, whole or not at all, or for ``-`` to stdout; into a device, pipe or link as it is.
 
     Raises ResourceError where the file can't be written.
     """
@@ -213,6 +213,9 @@ def write_json(report: dict[str, Any], destination: str) -> None:
     path = Path(destination)
     aside = path.with_name(f".{path.name[:200]}.{os.getpid()}")
     try:
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # /dev/null must not become a file
+            path.write_text(text, encoding="utf-8")
+            return
         aside.write_text(text, encoding="utf-8")
         aside.replace(path)
     except OSError as error:

@@ -31,6 +31,8 @@ def checked_output(
         )
     if output.is_dir():
         raise OutputExistsError(f"-o {output} is a folder; name a file in it")
+    if output.exists() and not output.is_file():
+        raise OutputExistsError(f"-o {output} is a device or a pipe, which no model can replace; name a file")
     if output.exists() and not force:
         raise OutputExistsError(f"-o {output} exists; name another file or add --force")
     rejected = rejected_path(output)

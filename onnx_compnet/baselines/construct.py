@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onnx_compnet.baselines.exact import exact
 from onnx_compnet.baselines.net2net import net2deeper, require_normalisable
 from onnx_compnet.baselines.netmorph import enough, memory_needed, netmorph
 from onnx_compnet.config import GrowOptions
@@ -20,8 +21,9 @@ def construct(
     kernel: tuple[int, ...],
     activation: Activation,
     options: GrowOptions,
+    t_scale: float = 1.0,
 ) -> tuple[NewLayers, tuple[str, ...]]:
-    """The layer of a method in CONSTRUCTED, and what the user should be told of it.
+    """The layer of a method in CONSTRUCTED, and what the user should be told of it; ``t_scale`` as for ``exact``.
 
     Raises UnsupportedError where the method has no such layer, ResourceError where memory does not suffice.
     """
@@ -29,6 +31,8 @@ def construct(
         if options.batch_norm:
             require_normalisable(site)
         return net2deeper(index, site, kernel, activation), ()
+    if options.method == "exact":
+        return exact(index, site, kernel, activation, t_scale), ()
     needed, available = memory_needed(site, width, kernel), available_memory(select("cpu"))
     if needed > available:
         raise ResourceError(

@@ -166,4 +166,4 @@ def _reader_pads(site: Site, geometry: ConvGeometry, reader: Reader) -> tuple[li
                 f"{reader.node} pads by the size of its input (auto_pad), which the model does not fix; "
                 "take method alg3"
             )
-    return resolved_pads(geometry, sizes or (1,) * len(site.spatial))
+    return resolved_pads(geometry, sizes if len(sizes) == len(site.spatial) else (1,) * len(site.spatial))

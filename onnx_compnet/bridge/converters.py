@@ -20,10 +20,9 @@ from onnx2torch.onnx_graph import OnnxGraph
 from onnx2torch.utils.common import OnnxMapping, OperationConverterResult
 from torch import Tensor, fx, nn
 
-from onnx_compnet.bridge import ops, recurrent, windows
+from onnx_compnet.bridge import ops, recurrent, selection, windows
 from onnx_compnet.bridge.tensors import to_tensor
 from onnx_compnet.errors import UnsupportedError
-from onnx_compnet.graph.index import describe
 
 DOMAIN = "onnx_compnet"
 """The domain of the nodes that this package converts; one of another domain is named ``domain.Op`` in it."""
@@ -42,7 +41,9 @@ OWN: dict[str, Callable[..., Any]] = {
     "Slice": ops.slice_, "Split": ops.split, "Cast": ops.cast, "Shape": ops.shape, "Size": ops.size,
     "ConstantOfShape": ops.constant_of_shape, "ScatterND": ops.scatter_nd,
     "ScatterElements": ops.scatter_elements, "GatherElements": ops.gather_elements,
-    "GatherND": ops.gather_nd, "OneHot": ops.one_hot,
+    "GatherND": ops.gather_nd, "OneHot": selection.one_hot, "CumSum": selection.cumsum,
+    "NonZero": selection.nonzero, "TopK": selection.top_k, "NonMaxSuppression": selection.non_max_suppression,
+    "IsInf": ops.is_inf, "Pow": ops.power, "Range": ops.range_, "ThresholdedRelu": ops.thresholded_relu,
     "Pad": ops.pad, "LSTM": recurrent.lstm, "GRU": recurrent.gru, "RNN": recurrent.rnn,
     **{f"Reduce{how}": partial(ops.reduce, how=how) for how in ops.REDUCTIONS},
     **{name: partial(ops.unary, name=name.lower()) for name in ("Acosh", "Asinh", "Atanh", "Cosh", "Sinh")},
@@ -73,17 +74,17 @@ _ALLOWED: dict[str, dict[str, tuple[Any, ...]]] = {
 """attribute → values that are converted (an attribute that the function does not take is left out then)"""
 _WITHOUT_EFFECT = {
     "Conv": ("kernel_shape",), "ConvTranspose": ("kernel_shape",), "Dropout": ("seed",),
-    "Cast": ("saturate", "round_mode"), "Resize": ("extrapolation_value",),
+    "Cast": ("saturate", "round_mode"), "TopK": ("sorted",), "Resize": ("extrapolation_value",),
 }  # fmt: skip
 """attributes that say nothing new, or nothing of the types and modes that are converted"""
 _REQUIRED = {"GRU": {"linear_before_reset": 0}}  # ONNX's default is refused, too
 _LEFT_OUT = {"LSTM": (4, 7), "GRU": (4,), "RNN": (4,)}  # inputs that are not converted
-_OUTPUTS = {"Dropout": 2, "LayerNormalization": 3, "LSTM": 3, "GRU": 2, "RNN": 2, "Split": 1 << 30}
+_OUTPUTS = {"Dropout": 2, "LayerNormalization": 3, "LSTM": 3, "GRU": 2, "RNN": 2, "Split": 1 << 30, "TopK": 2}
 
 _NEWER_TYPES = (
     "Acos", "Asin", "Atan", "Celu", "Cos", "DepthToSpace", "Einsum", "Elu", "Equal", "EyeLike", "GreaterOrEqual",
-    "HardSwish", "Identity", "IsInf", "IsNaN", "LessOrEqual", "Mod", "Range", "Round", "Selu", "Sin", "Softplus",
-    "Softsign", "Tan", "TopK", "Transpose",
+    "HardSwish", "Identity", "IsNaN", "LessOrEqual", "Mod", "Round", "Selu", "Sin", "Softplus",
+    "Softsign", "Tan", "Transpose",
 )  # fmt: skip
 
 
@@ -188,6 +189,8 @@ def is_known(domain: str, op: str, version: int) -> bool:
 def to_graph_module(model: ModelProto) -> fx.GraphModule:
     """A normalised model as a graph module: a function of its inputs, in order.
 
+    A node's doc_string is how messages call it.
+
     Raises:
         UnsupportedError: a node's attributes or inputs are not converted; names the first.
     """
@@ -201,7 +204,7 @@ def to_graph_module(model: ModelProto) -> fx.GraphModule:
         except Exception as error:  # whatever a converter raises where it meets what it does not know
             reason = str(error) or type(error).__name__
             raise UnsupportedError(
-                f"{describe(node.proto)} (opset {versions['']}) can't be converted to torch: {reason}"
+                f"{node.proto.doc_string} (opset {versions['']}) can't be converted to torch: {reason}"
             ) from error
     try:
         return cast(fx.GraphModule, convert(model))

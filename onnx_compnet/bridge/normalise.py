@@ -102,6 +102,7 @@ def written_out(model: ModelProto) -> ModelProto:
     light = without_large_weights(model)
     try:
         if light.functions:
+            _write_own_defaults(light)
             light = onnx.inliner.inline_local_functions(light)
         for _ in range(_INLININGS):
             version = GraphIndex.of(light).opset
@@ -110,6 +111,7 @@ def written_out(model: ModelProto) -> ModelProto:
             }
             if not unknown:
                 break
+            _write_defaults(light, unknown, version)
             light = onnx.inliner.inline_selected_functions(
                 _typed(light), [("", op) for op in sorted(unknown)], inline_schema_functions=True
             )
@@ -118,6 +120,31 @@ def written_out(model: ModelProto) -> ModelProto:
     for node in light.graph.node:
         node.domain = "" if node.domain in STANDARD_DOMAINS else node.domain
     return light
+
+
+def _write_defaults(light: ModelProto, ops: set[str], version: int) -> None:
+    """Give the nodes that are written out the attributes that they leave to ONNX's defaults.
+
+    The inliner leaves such an attribute out of the function's nodes, where its default may be another one.
+    """
+    for node in light.graph.node:
+        if is_op(node, *ops):
+            known = onnx.defs.get_schema(node.op_type, version).attributes.values()
+            _complete(node, [item.default_value for item in known])
+
+
+def _write_own_defaults(light: ModelProto) -> None:
+    """The same for the calls of the model's own functions, from within others, too."""
+    functions = {(item.domain, item.name, item.overload): item for item in light.functions}
+    for part in (light.graph, *light.functions):
+        for node in part.node:
+            called = functions.get((node.domain, node.op_type, node.overload))
+            _complete(node, called.attribute_proto if called is not None else ())
+
+
+def _complete(node: NodeProto, defaults: Iterable[onnx.AttributeProto]) -> None:
+    given = {item.name for item in node.attribute}
+    node.attribute.extend(item for item in defaults if item.type != item.UNDEFINED and item.name not in given)
 
 
 def _typed(light: ModelProto) -> ModelProto:
@@ -307,7 +334,7 @@ def _version(domain: str, op: str, opset: int) -> int:
 
 
 def _prepare(light: ModelProto, statistics: set[str]) -> None:
-    """Give each node a name of its own, and those that this package converts its domain."""
+    """Give each node a name of its own (its doc_string keeps the model's), and those converted here their domain."""
     graph, version = light.graph, next(item.version for item in light.opset_import if item.domain == "")
     taken = {
         *dir(nn.Module()),
@@ -315,6 +342,7 @@ def _prepare(light: ModelProto, statistics: set[str]) -> None:
         *(name for node in graph.node for name in (*node.input, *node.output)),
     }
     for node in graph.node:
+        node.doc_string = describe(node)
         node.name = _free(label(node).replace(".", "/").strip("/") or node.op_type, taken)
         for place, name in enumerate(node.output):
             node.output[place] = name or _free("unused", taken)

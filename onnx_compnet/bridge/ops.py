@@ -4,8 +4,9 @@ Positional arguments are the node's inputs (None where one is left out), keyword
 names and defaults. ``training`` and ``since`` (the op's version) are given to the functions that ask for them.
 Why each is here: Conv, ConvTranspose, Gemm, the normalisations and PRelu because onnx2torch makes own parameters of
 their weights, which unties shared ones; Slice, Squeeze, Flatten, Expand, Reshape and Cast because of cases that
-onnx2torch gets wrong (a list as index, axes of both signs, axis 0, bool, ``allowzero``, bfloat16); the rest because
-it has no converter for them or for their newer versions.
+onnx2torch gets wrong (a list as index, axes of both signs, axis 0, bool, ``allowzero``, bfloat16); Pow and Range
+because of the result's type, IsInf because of its attributes; the rest because it has no converter for them or for
+their newer versions.
 """
 
 from __future__ import annotations
@@ -56,15 +57,15 @@ def batch_normalization(
 ) -> Tensor:  # fmt: skip
     """x (N, C, …) normalised by its channels; in training by the batch's statistics, which move the stored ones.
 
-    ``frozen`` keeps it on the stored statistics always.
+    ``frozen`` keeps it on the stored statistics always; so does one value a channel, which has no variance.
     """
-    learns = training and not frozen
+    learns = training and not frozen and x.numel() > x.shape[1]
     return functional.batch_norm(x, mean, variance, scale, shift, learns, 1.0 - momentum, epsilon)
 
 
 def instance_normalization(x: Tensor, scale: Tensor, shift: Tensor, *, epsilon: float = 1e-5) -> Tensor:
     """x (N, C, …) normalised over the positions of each channel of each sample."""
-    return functional.group_norm(x, x.shape[1], scale, shift, epsilon)
+    return torch.group_norm(x, x.shape[1], scale, shift, epsilon)  # functional's refuses a single value
 
 
 def layer_normalization(
@@ -163,6 +164,27 @@ def hard_sigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
 def unary(x: Tensor, *, name: str) -> Tensor:
     """torch's function of that name, element by element."""
     return getattr(torch, name)(x)  # type: ignore[no-any-return]
+
+
+def thresholded_relu(x: Tensor, *, alpha: float = 1.0) -> Tensor:
+    """x where it is larger than alpha, else 0."""
+    return torch.where(x > alpha, x, torch.zeros_like(x))
+
+
+def power(x: Tensor, exponent: Tensor) -> Tensor:
+    """x to that power, in the type of x."""
+    return torch.pow(x, exponent).to(x.dtype)
+
+
+def is_inf(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> Tensor:
+    """Where x is infinite, of the signs that are asked for."""
+    return (x.isposinf() & bool(detect_positive)) | (x.isneginf() & bool(detect_negative))
+
+
+def range_(start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
+    """Numbers from ``start`` on in steps of ``delta``, before ``limit``, in their type."""
+    ends = [item.item() for item in (start, limit, delta)]
+    return torch.arange(*ends, dtype=start.dtype, device=start.device)
 
 
 def scaler(x: Tensor, *, offset: Sequence[float] = (), scale: Sequence[float] = ()) -> Tensor:
@@ -301,13 +323,6 @@ def gather_nd(data: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
         for axis, n in enumerate(data.shape[:batch_dims])
     ]
     return data[(*batch, *indices.long().unbind(-1))]
-
-
-def one_hot(indices: Tensor, depth: Tensor, values: Tensor, *, axis: int = -1) -> Tensor:
-    """``values`` = (off, on), on at the indices along a new axis of that depth."""
-    count = int(depth)
-    hot = functional.one_hot(indices.long() % count, count).movedim(-1, axis)
-    return torch.where(hot.bool(), values[1], values[0])
 
 
 def pad(

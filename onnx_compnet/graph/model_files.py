@@ -62,6 +62,10 @@ def _check_target(path: Path, force: bool) -> None:
         raise UsageError(f"the folder '{path.parent}' for '{path.name}' does not exist; make it first")
     if path.is_dir():
         raise UsageError(f"'{path}' is a directory; give the name of a file in it")
+    if path.exists() and not path.is_file():
+        raise UsageError(
+            f"'{path}' is a device or a pipe, which no model can replace; give the name of a file"
+        )
     if path.exists() and not force:
         raise OutputExistsError(
             f"'{path}' exists; choose another name, or --force (force=True) to replace it"

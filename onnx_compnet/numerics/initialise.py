@@ -77,6 +77,11 @@ EXACT_PAIRS = frozenset(("relu", "leaky_relu", "prelu", "gelu", "gelu_tanh", "si
 LINEAR_RANGE = (
     0.02  # of the other activations' argument: bends them by 1e-4 or so, and is far above the ridge
 )
+FINE_RANGE, FINE_RANGE_AROUND_0 = (
+    1e-2,
+    1e-3,
+)  # of init "linear", the second where h(0) = 0 drowns no small values
+ODD = frozenset(("tanh", "softsign"))  # −U would repeat U
 LEAST_RISE = 0.1  # κ below which a pair is no longer exact in float32
 
 
@@ -126,17 +131,20 @@ def needs_scale(activation: Activation, bounds: tuple[float, float]) -> bool:
     )
 
 
-def _rise(activation: Activation) -> float:
+def fine_range(activation: Activation) -> float:
+    """How far from 0 the core of init "linear" goes: to where bending and float32 rounding are about equal."""
+    return FINE_RANGE if value_and_slope_at_zero(activation)[0] else FINE_RANGE_AROUND_0
+
+
+def _rise(activation: Activation, at: float = LINEAR_RANGE) -> float:
     """(h(z) − h(−z))/z at the end of the nearly linear range."""
-    above, below = apply(
-        activation, torch.tensor([LINEAR_RANGE, -LINEAR_RANGE], dtype=torch.float64)
-    ).tolist()
-    return float(above - below) / LINEAR_RANGE
+    above, below = apply(activation, torch.tensor([at, -at], dtype=torch.float64)).tolist()
+    return float(above - below) / at
 
 
 def core_size(D1: int, activation: Activation, bounds: tuple[float, float]) -> int:
     """How many neurons ``exact_core`` has."""
-    return D1 if slope_on(activation, *bounds) is not None else 2 * D1
+    return D1 if slope_on(activation, *bounds) is not None or activation.name in ODD else 2 * D1
 
 
 def exact_core(
@@ -148,44 +156,50 @@ def exact_core(
     bounds: tuple[float, float] = (-math.inf, math.inf),
     groups: int = 1,
     t_scale: float = 1.0,
+    basis: NDArray[np.float64] | None = None,
+    linear_range: float = LINEAR_RANGE,
 ) -> Core:
     """The core of a layer of Dn candidates that is to keep its function.
 
     Where h is linear on ``bounds``, between which t is known to lie: D1 Dirac kernels (Net2DeeperNet), exact.
     Otherwise ± pairs of them (n = 2·D1), exact to rounding for the activations in EXACT_PAIRS. For all others the
-    pairs are scaled by LINEAR_RANGE/``t_scale``, the root mean square of t, so that h is nearly linear on them:
-    exact to about 1e-3 for tanh, and the layer starts with small gradients. (Softplus pairs are scaled to about 1,
-    as h(0) would drown smaller ones.) With ``groups`` each has the neurons of its own channels.
+    pairs (of an odd h one of each) are scaled by ``linear_range``/``t_scale``, the root mean square of t, so that h
+    is nearly linear on them: exact to about 1e-3 for tanh, and the layer starts with small gradients. (Softplus pairs
+    are scaled to about 1, as h(0) would drown smaller ones.) With ``groups`` each has the neurons of its own
+    channels.
+
+    With ``basis`` (groups, r, D1/groups), orthonormal rows U, U t takes the place of t: r·groups for D1 above, and
+    what a linear layer makes again is UᵀU t. Where h is linear on ``bounds`` these must be rows of the identity.
 
     Raises UsageError where Dn is no multiple of ``groups`` or too small.
     """
     slope = slope_on(activation, *bounds)
-    signs = (1.0, -1.0) if slope is None else (1.0,)
-    if Dn % groups or len(signs) * D1 > Dn:
+    signs = (1.0,) if slope is not None or activation.name in ODD else (1.0, -1.0)
+    each = D1 // groups
+    basis = np.tile(np.eye(each), (groups, 1, 1)) if basis is None else basis
+    of_a_group = len(signs) * basis.shape[1]
+    if Dn % groups or groups * of_a_group > Dn:
         raise UsageError(
-            f"{Dn} candidates in {groups} groups can't begin with the {len(signs) * D1} that keep the function"
+            f"{Dn} candidates in {groups} groups can't begin with the {groups * of_a_group} that keep the function"
         )
     gain = 1.0
     if not is_exact(activation, bounds):
-        gain = LINEAR_RANGE / t_scale
+        gain = linear_range / t_scale
     elif needs_scale(activation, bounds):
         gain = 1 / t_scale
-    rise = _rise(activation) if slope is None else slope
+    rise = _rise(activation, linear_range) * len(signs) / 2 if slope is None else slope
     if activation.name in EXACT_PAIRS and slope is None:
         rise = 1 + activation.parameters[0] if activation.name in ("leaky_relu", "prelu") else 1.0
     weight = None if is_flat(activation, bounds) else 1 / (gain * rise)
-    each = D1 // groups
-    channel = np.tile(np.arange(D1).reshape(groups, 1, each), (1, len(signs), 1)).reshape(-1)
-    sign = np.tile(np.repeat(signs, each), groups)
-    n = np.arange(len(channel))
+    by_group = np.zeros((groups, len(signs), basis.shape[1], groups, each))
+    for group, rows in enumerate(basis):
+        by_group[group, :, :, group] = np.multiply.outer(signs, rows)
+    directions = by_group.reshape(-1, D1)
     centre = int(np.ravel_multi_index([(k - 1) // 2 for k in kernel], kernel)) if kernel else 0
+    n = np.arange(len(directions))
     W1 = np.zeros((len(n), D1, math.prod(kernel)))
-    W1[n, channel, centre] = gain * sign
-    W2 = None
-    if weight is not None:
-        W2 = np.zeros((len(n), D1))
-        W2[n, channel] = weight * sign
-    of_a_group = len(signs) * each
+    W1[:, :, centre] = gain * directions
+    W2 = None if weight is None else weight * directions
     places = n // of_a_group * (Dn // groups) + n % of_a_group
     return Core(W1.reshape(len(n), D1, *kernel), W2, places, is_exact(activation, bounds))
 

@@ -1,20 +1,24 @@
-"""From a path of nested selections to one of them: by width, or by the error that is allowed."""
+"""From a path of selections to one of them: by width, by the error that is allowed, or by a cap."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnx_compnet.errors import DataError, UsageError, VerificationError
 from onnx_compnet.numerics import ridge, selection
+from onnx_compnet.numerics.iilasso import Solution, cap_search
 from onnx_compnet.numerics.pool import FREE, Constraints, Pool, Selection
 from onnx_compnet.numerics.problems import Problem, variances
-from onnx_compnet.numerics.selection import Order
+from onnx_compnet.numerics.selection import Order, in_rounds
 from onnx_compnet.numerics.widths import WidthCurve, width_curve
+
+T = TypeVar("T")
 
 ROUNDING = 1e-3  # of max_error: how far the moments' figure and that of a forward pass may be apart
 
@@ -85,6 +89,50 @@ def along(
     return replace(found, curve=points(curve), warnings=(*notes, *found.warnings))
 
 
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One solve on a path of penalties: the places that it leaves, their β, the Solution, Algorithm 2's rounds."""
+
+    support: NDArray[np.intp]
+    beta: NDArray[np.float64]
+    solution: Solution
+    rounds: int = 0
+
+
+def along_runs(
+    pool: Pool,
+    runs: Sequence[Run],
+    *,
+    max_error: float,
+    rho: float,
+    rest: Sequence[int] | NDArray[np.intp] = (),
+    notes: Sequence[str] = (),
+) -> Selection:
+    """``along`` the neurons in the order in which ``runs``, the strongest penalty first, let them in.
+
+    Of those that enter together the ones with the largest |β| come first; behind all of them ``rest``, and what is
+    still missing. β is that of the strongest penalty by which all the neurons chosen have been in, and 0 for those
+    that are out again there.
+    """
+    entered = np.full(len(pool.alive), len(runs))
+    size = np.zeros(len(pool.alive))
+    for number in reversed(range(len(runs))):
+        entered[runs[number].support] = number
+        size[runs[number].support] = np.abs(runs[number].beta)
+    late = np.full(len(pool.alive), len(pool.alive))
+    late[np.asarray(rest, np.intp)] = np.arange(len(rest))
+    places = np.lexsort((late, -size, entered))
+
+    def finish(chosen: NDArray[np.intp]) -> Selection:
+        run = runs[min(entered[chosen].max(), len(runs) - 1)]
+        beta = np.zeros(len(pool.alive))
+        beta[run.support] = run.beta
+        return pool.finish(run.solution, chosen, beta[chosen], rho, rounds=run.rounds)
+
+    order = in_rounds(places, len(places), pool.groups)
+    return along(pool, order, max_error=max_error, rho=rho, notes=notes, finish=finish)
+
+
 def points(curve: WidthCurve) -> tuple[tuple[None, int, float | None, float], ...]:
     """(None for λ, width, held-out error, fitted error) of each width that could be fitted, worst reader."""
     held_out = [None] * len(curve.widths) if curve.held_out is None else curve.held_out.max(0).tolist()
@@ -113,3 +161,42 @@ def _narrowest(curve: WidthCurve, allowed: NDArray[np.bool_], max_error: float, 
         f"{curve.widths[best]} of {pool.Dn} candidates{within}; more candidates, more samples, another init or a "
         "larger max_error may help"
     )
+
+
+def refuse_large_lam(lam: float, lam_max: float, count: Callable[[float], int]) -> None:
+    """UsageError for a λ (as a share of ``lam_max``) that leaves no neuron; names one that keeps some."""
+    if not lam >= 1:
+        return
+    fraction = 0.5
+    while not (kept := count(fraction)):
+        fraction /= 2
+    raise UsageError(
+        f"lam = {lam:g} leaves no neuron: from λ_max = {lam_max:.4g} (lam = 1) on β is 0; "
+        f"--lam {fraction:g} keeps {kept}"
+    )
+
+
+def cap(
+    pool: Pool,
+    solve: Callable[[float, T], T],
+    support: Callable[[T], NDArray[np.intp]],
+    first: T,
+    weak: float,
+    strong: float | None,
+    max_itr: int,
+) -> T:
+    """``first``, or where it keeps more neurons than the pool's ``keep`` what ``cap_search`` finds.
+
+    Where it finds nothing, a pool with a core is left with that (see ``Pool.completed``).
+    """
+    if pool.keep is None:
+        return first
+    found = cap_search(solve, lambda of: pool.size(support(of)), first, pool.keep, weak, strong, max_itr)
+    if found is None and len(pool.core):
+        return first
+    if found is None:
+        raise UsageError(
+            f"no selection of 1 to {pool.keep} neurons was found in {max_itr} solves by raising "
+            f"{'alpha' if strong is None else 'lam'}; allow more neurons (keep) or more solves (max_itr)"
+        )
+    return found

@@ -68,25 +68,31 @@ def width_curve(problems: Sequence[Problem], order: Order, rho: float = ridge.RH
 
 
 def nested_errors(
-    moments: Moments, fitted: Moments, Z: Tensor, L: Tensor | None, taps: int, slices: Sequence[slice]
+    moments: Moments,
+    mean_u: Tensor,
+    mean_y: Tensor,
+    Z: Tensor,
+    L: Tensor | None,
+    taps: int,
+    slices: Sequence[slice],
 ) -> Tensor:
     """E_h of the first 0, 1, … neurons (one more row than neurons) for the outputs of each slice, at least 0.
 
-    ``moments`` are those to measure on, ``fitted`` give the means that b2 follows from. Without L (as if it were the
-    identity) Z holds weights that do not depend on the width.
+    ``moments`` are those to measure on, the means (of the fitted rows) those that b2 follows from. Without L (as if
+    it were the identity) Z holds weights that do not depend on the width.
     """
-    G, C, slip = moments.G, moments.C, (moments.mean_u - fitted.mean_u)[:, None]
+    G, C, slip = moments.uu, moments.C, (moments.mean_u - mean_u)[:, None]
     if L is not None:
         G = torch.linalg.solve_triangular(L, G, upper=False)
         G = torch.linalg.solve_triangular(L, G.T, upper=False)
         C = torch.linalg.solve_triangular(L, C, upper=False)
         slip = torch.linalg.solve_triangular(L, slip, upper=False)
     ends = torch.arange(taps - 1, len(Z), taps, device=Z.device)
-    apart = moments.mean_y - fitted.mean_y
+    apart = moments.mean_y - mean_y
     offsets = torch.cat([apart[None], apart - (slip * Z).cumsum(0)[ends]]).square()
     errors = []
     for part in slices:
-        steps = _growing_sums(G, Z[:, part]) - 2 * (Z[:, part] * C[:, part]).sum(1)
+        steps = _growing_sums(G, Z[:, part]) / max(moments.n, 1) - 2 * (Z[:, part] * C[:, part]).sum(1)
         of_width = torch.cat([steps.new_zeros(1), steps.cumsum(0)[ends]])
         errors.append(moments.v[part].sum() + of_width + offsets[:, part].sum(1))
     return torch.stack(errors, 1).clamp(min=0)
@@ -116,36 +122,45 @@ def _inside(problem: Problem, order: Order) -> tuple[NDArray[np.bool_], NDArray[
 
 def _priced(problem: Problem, own: Tensor, rho: float) -> tuple[Tensor, Tensor | None]:
     """The squared errors (neurons + 1, readers) on fitted and held-out rows; NaN where rows are too few."""
-    q, prior = problem.taps, problem.prior
-    columns = columns_of(own, q)
-    sets = [problem.fit.subset(columns)]
-    if problem.held_out is not None and problem.held_out.n:
-        sets.append(problem.held_out.subset(columns))
-    found = [torch.full((len(own) + 1, len(problem.slices)), torch.nan).to(problem.fit.uu) for _ in sets]
-    fitting = min(len(own), max(0, problem.fit.n - 1) // q)
-    W0 = None if prior is None else prior.to(problem.fit.uu)[columns.to(problem.fit.uu.device)]
-    first = torch.arange(fitting * q, device=problem.fit.uu.device)
-    narrow = sets if fitting == len(own) else [moments.subset(first) for moments in sets]
-    factor = ridge.factorise(narrow[0], rho)
-    target = narrow[0].C
-    if factor is not None and W0 is not None:
-        target = target + factor.shift * W0[: len(first)]
+    q, fitted, held_out = problem.taps, problem.fit, problem.held_out
+    device = fitted.uu.device
+    columns = columns_of(own, q).to(device)
+    prior = None if problem.prior is None else problem.prior.to(fitted.uu)[columns]
+    fitting = min(len(own), max(0, fitted.n - 1) // q)
+    narrow = columns[: fitting * q]
+    near, mean_u = fitted.subset(narrow), fitted.mean_u[narrow]
+    factor = ridge.factorise(near, rho)
+    target = near.C
+    if factor is not None and prior is not None:
+        target = target + factor.shift * prior[: len(narrow)]
     L = None if factor is None else factor.L
     Z = torch.zeros_like(target) if L is None else torch.linalg.solve_triangular(L, target, upper=False)
-    for errors, moments in zip(found, narrow, strict=True):
-        errors[: fitting + 1] = nested_errors(moments, narrow[0], Z, L, q, problem.slices)
-    if W0 is not None and len(sets) > 1:
-        known = [nested_errors(moments, sets[0], W0, None, q, problem.slices) for moments in sets]
-        better = ~(found[-1].sum(1) <= known[-1].sum(1))
-        if problem.exact_b2 is None:
-            better[fitting + 1 :] = False
-        else:  # more columns than rows will do where nothing is fitted
-            used = W0.reshape(len(own), -1).count_nonzero(1).nonzero().reshape(-1)
+
+    def errors(moments: Moments) -> Tensor:
+        found = torch.full((len(own) + 1, len(problem.slices)), torch.nan, dtype=torch.float64, device=device)
+        found[: fitting + 1] = nested_errors(moments, mean_u, fitted.mean_y, Z, L, q, problem.slices)
+        return found
+
+    def known(moments: Moments, weights: Tensor) -> Tensor:
+        some = moments.subset(columns)
+        return nested_errors(some, fitted.mean_u[columns], fitted.mean_y, weights, None, q, problem.slices)
+
+    mine = errors(near)
+    del near  # p² numbers
+    if held_out is None or not held_out.n:
+        return mine.cpu(), None
+    others = errors(held_out.subset(narrow))
+    if prior is not None:
+        other = known(held_out, prior)
+        better = ~(others.sum(1) <= other.sum(1))
+        complete = len(own) + 1  # of more columns than rows, only weights that need no fit will do
+        if problem.exact_b2 is not None:
+            used = prior.reshape(len(own), -1).count_nonzero(1).nonzero().reshape(-1)
             complete = int(used[-1]) + 1 if len(used) else 0
-            better[fitting + 1 : max(complete, fitting + 1)] = False
-        found = [torch.where(better[:, None], new, old) for new, old in zip(known, found, strict=True)]
-    mine, others = found[0].cpu(), found[1].cpu() if len(found) > 1 else None
-    return mine, others
+        better[fitting + 1 : max(complete, fitting + 1)] = False
+        others = torch.where(better[:, None], other, others)
+        mine = torch.where(better[:, None], known(fitted, prior), mine)
+    return mine.cpu(), others.cpu()
 
 
 def _relative(sums: dict[int, Tensor]) -> NDArray[np.float64]:

@@ -6,6 +6,7 @@ so weights, the optimiser's state, the best weights and the history are all ther
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -35,6 +36,7 @@ class Checkpoints:
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace what is there. Raises ResourceError; the earlier checkpoint stays then."""
+        self._tidy()
         buffer = io.BytesIO()
         torch.save({"format": _FORMAT, "run": self._run, "state": state}, buffer)
         aside = self.folder / f".{FILE}.{os.getpid()}"
@@ -53,6 +55,14 @@ class Checkpoints:
             raise ResourceError(
                 f"the checkpoint {self.path} could not be written: {why}{kept}; make room and run again"
             ) from error
+
+    def _tidy(self) -> None:
+        """Remove what processes left here that were killed while they wrote."""
+        for left in self.folder.glob(f".{FILE}.*"):
+            number = left.name.rpartition(".")[2]
+            if number.isdecimal() and not Path(f"/proc/{number}").exists():
+                with contextlib.suppress(OSError):
+                    left.unlink(missing_ok=True)
 
     def load(self) -> dict[str, Any] | None:
         """The state, or None where none was written.

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from onnx_compnet.training.augment import Augmentation
 from onnx_compnet.training.checkpoints import Checkpoints
 from onnx_compnet.training.evaluate import Score, evaluate
 from onnx_compnet.training.loop import Job, Outcome, Trainer
-from onnx_compnet.training.losses import Objective
+from onnx_compnet.training.losses import Objective, makers
 from onnx_compnet.training.options import FinetuneOptions
 from onnx_compnet.training.parallel import Group
 from onnx_compnet.training.parameters import Trained, choose, new_names
@@ -116,6 +116,9 @@ class _Run:
             teacher = None if options.teacher is None else self._model(options.teacher, "teacher")
             self.teacher_sha256 = None if teacher is None else model_io.sha256(teacher)
             self.teacher = None if teacher is None else Session(teacher, device).run
+            if teacher is not None:
+                theirs = makers(teacher, self.objective.outputs)
+                self.objective = replace(self.objective, teacher_made_by=theirs)
             parent = None if options.parent is None else self._model(options.parent, "parent")
         with self._timed("measure"):
             session = Session(self.child, device)
@@ -248,14 +251,8 @@ class _Run:
             kind = "distill" if options.distils else "cross-entropy"
         if options.best_by == "accuracy" and (kind == "mse" or self.train.labels is None):
             raise UsageError("--best-by accuracy needs class labels: say --best-by loss")
-        made_by = {name: node.op_type for node in self.child.graph.node for name in node.output}
-        return Objective(
-            kind,
-            tuple(floats),
-            {name: made_by.get(name, "") for name in floats},
-            options.class_axis,
-            options.temperature,
-        )
+        made_by = makers(self.child, floats)
+        return Objective(kind, tuple(floats), made_by, options.class_axis, options.temperature)
 
     def _model(self, model: Any, role: str) -> onnx.ModelProto:
         """The teacher or the parent: it takes the same inputs and has the outputs that are compared."""

@@ -28,7 +28,10 @@ from onnx_compnet.training.schedule import Schedule
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the data. Number 0 is the child before training: it has no ``train_loss`` and no ``lr``."""
+    """One pass over the data, or what max_steps leaves of it.
+
+    Number 0 is the child before training: it has no ``train_loss`` and no ``lr``.
+    """
 
     number: int
     train_loss: float | None
@@ -78,7 +81,7 @@ class Trainer:
         self.learning = [p for part in self.optimizer.param_groups for p in part["params"]]
         self.schedule = Schedule(
             str(options.schedule), options.epochs, job.steps, options.warmup or 0.0, options.step_epochs,
-            options.gamma,
+            options.gamma, options.max_steps,
         )  # fmt: skip
         self.history: list[Epoch] = []
         self.best: dict[str, Any] = {}
@@ -99,7 +102,7 @@ class Trainer:
             self._note(0, None, None, 0.0)
         else:
             epoch, step, sums = self._restore(state)
-        while epoch <= self.job.options.epochs and not self._patience_over():
+        while epoch <= self.schedule.passes and not self._patience_over():
             start = time.perf_counter()
             loss = self._epoch(epoch, step, sums)
             if isinstance(loss, str):
@@ -119,9 +122,12 @@ class Trainer:
         job, options = self.job, self.job.options
         order = chance.order(options.seed, epoch, job.train.n)
         self.module.train()
-        steps = range(first, job.steps)
+        last = self.schedule.steps_of(epoch)
+        steps = range(first, last)
         hidden = not options.progress or self.group.rank > 0
-        for step in tqdm(steps, f"epoch {epoch}/{options.epochs}", disable=hidden, leave=False, unit="step"):
+        for step in tqdm(
+            steps, f"epoch {epoch}/{self.schedule.passes}", disable=hidden, leave=False, unit="step"
+        ):
             rows = order[step * job.batch_size : (step + 1) * job.batch_size]
             set_rate(self.optimizer, self.schedule.factor((epoch - 1) * job.steps + step))
             total, terms = self._step(rows, epoch, step)
@@ -129,7 +135,7 @@ class Trainer:
                 return f"the loss is not finite at step {step + 1} of epoch {epoch}"
             sums = (sums[0] + total, sums[1] + terms)
             every = options.checkpoint_every
-            if every and (step + 1) % every == 0 and step + 1 < job.steps:
+            if every and (step + 1) % every == 0 and step + 1 < last:
                 self._save(epoch, step + 1, sums)
         return sums[0] / max(1.0, sums[1])
 
@@ -183,12 +189,16 @@ class Trainer:
         self.history.append(Epoch(number, loss, score, lr, seconds))
         if not score.finite and number:
             return False
-        if number == 0 or self._key(score) > self._key(self.history[self.best_epoch].val):
+        if number == 0 or self._key(number, score) > self._key(
+            self.best_epoch, self.history[self.best_epoch].val
+        ):
             self.best_epoch = number
             self.best = {k: v.detach().cpu().clone() for k, v in self.module.state_dict().items()}
         return True
 
-    def _key(self, score: Score) -> tuple[float, float]:
+    def _key(self, number: int, score: Score) -> tuple[float, float]:
+        if self.job.options.best_by == "last":
+            return float(number), 0.0
         by_accuracy = self.job.options.best_by != "loss" and score.accuracy is not None
         return (score.accuracy or 0.0) if by_accuracy else 0.0, -score.loss
 

@@ -8,22 +8,26 @@ With s the output (scores before softmax or sigmoid), y the labels, t the teache
     distill         T² · KL(softmax(t/T) ‖ softmax(s/T))           a row of scores; where they look like scores
                     (s - t)²                                       an element, else (and for distill-mse)
 
-An output that the model itself makes by Softmax or Sigmoid is taken back to scores first (log p, logit p).
+An output that the model itself makes by Softmax or Sigmoid is taken back to scores first (log p, logit p), also where
+only its shape or type is changed behind that. A teacher's is by what the teacher makes it by.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
 from onnx_compnet.errors import DataError, UsageError
+from onnx_compnet.graph.index import is_op
 
 IGNORED = -100
+_SAME_VALUES = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
 _TINY = 1e-12  # where a probability is cut before its logarithm is taken
 
 Outputs = Mapping[str, Tensor]
@@ -31,7 +35,7 @@ Outputs = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Objective:
-    """One loss. ``outputs``: the names of those that count; ``made_by``: the last operator of each one.
+    """One loss. ``outputs``: the names of those that count; ``made_by``: the last operator of each one (``makers``).
 
     ``kind``: "cross-entropy", "bce", "mse", "distill" or "distill-mse". ``class_axis``: None lets shapes tell.
     """
@@ -41,6 +45,7 @@ class Objective:
     made_by: Mapping[str, str]
     class_axis: int | None = None
     temperature: float = 2.0
+    teacher_made_by: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(
         self, outputs: Outputs, labels: Tensor | None, teacher: Outputs | None
@@ -53,7 +58,7 @@ class Objective:
             return _together(parts)
         assert labels is not None
         name = self.outputs[0]
-        output = self._scores(name, outputs[name])
+        output = self._scores(outputs[name], self.made_by.get(name))
         if self.kind == "cross-entropy":
             scores = output.movedim(self.axis(output.shape, labels.shape), -1)
             flat = labels.reshape(-1).long()
@@ -72,7 +77,9 @@ class Objective:
         """How many labels are met, of how many."""
         output = outputs[self.outputs[0]]
         if self.kind == "bce":
-            hit = (self._scores(self.outputs[0], output) > 0) == (labels.reshape(output.shape) > 0.5)
+            hit = (self._scores(output, self.made_by.get(self.outputs[0])) > 0) == (
+                labels.reshape(output.shape) > 0.5
+            )
             return int(hit.sum()), hit.numel()
         found = output.argmax(self.axis(output.shape, labels.shape))
         counted = labels != IGNORED
@@ -151,23 +158,24 @@ class Objective:
                 f"{name} have the value {value} at sample {numbers[at]}, and the output {self.outputs[0]!r} has "
                 f"{classes} classes (0 to {classes - 1}): repair the labels, or train another model"
             )
+        if (labels.astype(np.int64) == IGNORED).all():
+            raise DataError(f"{name} are all {IGNORED}, which is left out: give samples with classes")
 
-    def _scores(self, name: str, output: Tensor) -> Tensor:
+    def _scores(self, output: Tensor, made_by: str | None) -> Tensor:
         output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
         if self.kind in ("mse", "distill-mse"):
             return output
-        if self.made_by.get(name) == "Softmax":
-            return output.clamp_min(_TINY).log()
-        if self.made_by.get(name) == "Sigmoid" and self.kind == "bce":
+        if made_by == "Sigmoid" or (made_by == "Softmax" and self.kind == "bce"):
             return torch.logit(output, eps=1e-7)
-        return output
+        return output.clamp_min(_TINY).log() if made_by == "Softmax" else output
 
     def _distill(self, name: str, output: Tensor, teacher: Tensor) -> tuple[Tensor, int]:
         axis = self._default_axis(output.dim())
         if self.kind == "distill-mse" or not _like_scores(output.shape, axis):
             return nn.functional.mse_loss(output.float(), teacher.float(), reduction="sum"), output.numel()
         T = self.temperature
-        s, t = ((self._scores(name, each) / T).log_softmax(axis) for each in (output, teacher))
+        made = ((output, self.made_by.get(name)), (teacher, self.teacher_made_by.get(name)))
+        s, t = ((self._scores(each, by) / T).log_softmax(axis) for each, by in made)
         return nn.functional.kl_div(
             s, t, reduction="sum", log_target=True
         ) * T**2, output.numel() // output.shape[axis]
@@ -177,6 +185,18 @@ class Objective:
         if self.class_axis is not None:
             return self.class_axis
         return 1 if rank >= 4 else -1
+
+
+def makers(model: onnx.ModelProto, names: Sequence[str]) -> dict[str, str]:
+    """The operator that makes the values of each tensor: the last one but for those of shapes and types."""
+    by = {name: node for node in model.graph.node for name in node.output}
+    found = {}
+    for name in names:
+        node = by.get(name)
+        while node is not None and is_op(node, *_SAME_VALUES):
+            node = by.get(node.input[0])
+        found[name] = node.op_type if node is not None and is_op(node, node.op_type) else ""
+    return found
 
 
 def _like_scores(shape: Sequence[int], axis: int) -> bool:

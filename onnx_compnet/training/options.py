@@ -12,9 +12,11 @@ from onnx_compnet.errors import UsageError
 
 LOSSES = ("auto", "cross-entropy", "bce", "mse", "distill", "distill-mse")
 OPTIMIZERS = ("sgd", "adamw")
+EPOCHS = 10
 SCHEDULES = ("constant", "cosine", "one-cycle", "step")
-CRITERIA = ("auto", "accuracy", "loss")
+CRITERIA = ("auto", "accuracy", "loss", "last")
 AUGMENTATIONS = ("crop", "flip")
+_LEAST_AXIS = -64  # torch's tensors have no more axes
 PRESETS: dict[str, dict[str, Any]] = {
     # AdamW at a tenth of its usual rate: the weights are trained already
     "default": {"optimizer": "adamw", "lr": 3e-4, "weight_decay": 1e-2, "schedule": "cosine", "warmup": 0.05},
@@ -49,6 +51,10 @@ class FinetuneOptions:
     preset
         What optimizer, lr, weight_decay, schedule and warmup are where they are not given: ``default``, or
         ``paper`` and ``paper-vgg`` for the paper's LeNet and VGG experiments.
+    epochs, max_steps
+        Passes over the data, EPOCHS where neither is given; optimiser steps, after which the run ends within an
+        epoch, too: what is left of it is validated like an epoch. Of both, what is reached first counts, and the
+        schedule runs over that.
     lr, lr_new
         Peak learning rates; ``lr_new`` is for the new layers and the readers that were solved anew, by default lr.
     warmup
@@ -64,7 +70,8 @@ class FinetuneOptions:
     patience
         Stop after so many epochs without a better one.
     best_by
-        What makes an epoch the best one; ``auto``: accuracy where there is one, else the loss.
+        What makes an epoch the best one; ``auto``: accuracy where there is one, else the loss; ``last``: to be the
+        last, so that validation data chooses nothing.
     augment, crop_padding
         ``crop`` (shifts of up to crop_padding pixels) and ``flip`` (left and right), on 4-D inputs as stored.
     checkpoint, checkpoint_every
@@ -82,7 +89,8 @@ class FinetuneOptions:
     output_name: str | None = None
     class_axis: int | None = None
     preset: str = "default"
-    epochs: int = 10
+    epochs: int | None = None
+    max_steps: int | None = None
     batch_size: int | None = None
     optimizer: str | None = None
     lr: float | None = None
@@ -130,10 +138,12 @@ class FinetuneOptions:
             "gamma": real("gamma", self.gamma, above=0.0, most=1.0),
             "clip_norm": real("clip_norm", self.clip_norm, above=0.0, optional=True),
             "holdout": real("holdout", self.holdout, above=0.0, below=1.0),
-            "epochs": whole("epochs", self.epochs, 1),
+            "epochs": whole("epochs", self.epochs, 1, optional=True),
+            "max_steps": whole("max_steps", self.max_steps, 1, optional=True),
             "batch_size": whole("batch_size", self.batch_size, 1, optional=True),
             "step_epochs": whole("step_epochs", self.step_epochs, 1, optional=True),
             "patience": whole("patience", self.patience, 1, optional=True),
+            "class_axis": whole("class_axis", self.class_axis, _LEAST_AXIS, optional=True),
             "crop_padding": whole("crop_padding", self.crop_padding, 1),
             "checkpoint_every": whole("checkpoint_every", self.checkpoint_every, 1, optional=True),
             "max_samples": whole("max_samples", self.max_samples, 1, optional=True),
@@ -147,6 +157,10 @@ class FinetuneOptions:
             _choice("augment", name, AUGMENTATIONS)
         check_mappings(self.batch_axis, self.shape)
         _require_teacher(self)
+        if self.best_by == "last" and self.patience is not None:
+            raise UsageError(
+                "--patience waits for a better epoch, and by --best-by last none is: leave one out"
+            )
         if self.checkpoint_every is not None and self.checkpoint is None:
             raise UsageError("--checkpoint-every needs a folder: --checkpoint DIR")
 
@@ -156,8 +170,10 @@ class FinetuneOptions:
         return self.loss.startswith("distill") or (self.loss == "auto" and self.teacher is not None)
 
     def resolved(self) -> FinetuneOptions:
-        """Return these options with the preset's values where none are given."""
+        """Return these options with the preset's values where none are given, and EPOCHS if nothing ends it."""
         missing = {name: value for name, value in PRESETS[self.preset].items() if getattr(self, name) is None}
+        if self.epochs is None and self.max_steps is None:
+            missing["epochs"] = EPOCHS
         return replace(self, **missing)
 
     def changed(self, changes: Mapping[str, Any]) -> FinetuneOptions:

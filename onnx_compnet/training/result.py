@@ -19,9 +19,9 @@ from onnx_compnet.version import __version__, library_versions
 
 SCHEMA = 1
 _RECORDED = (
-    "loss", "temperature", "labels", "output_name", "class_axis", "preset", "epochs", "batch_size", "optimizer",
-    "lr", "lr_new", "momentum", "weight_decay", "schedule", "warmup", "step_epochs", "gamma", "freeze", "clip_norm",
-    "amp", "patience", "best_by", "augment", "crop_padding", "holdout", "max_samples", "seed",
+    "loss", "temperature", "labels", "output_name", "class_axis", "preset", "epochs", "max_steps", "batch_size",
+    "optimizer", "lr", "lr_new", "momentum", "weight_decay", "schedule", "warmup", "step_epochs", "gamma", "freeze",
+    "clip_norm", "amp", "patience", "best_by", "augment", "crop_padding", "holdout", "max_samples", "seed",
 )  # fmt: skip
 
 

@@ -21,18 +21,37 @@ _RISE, _START, _END = 0.3, 1 / 25, 1 / 25e4
 
 @dataclass(frozen=True)
 class Schedule:
-    """``kind`` over ``epochs`` of ``steps`` (optimiser steps an epoch); ``warmup`` is a share of all steps."""
+    """``kind`` over ``epochs`` of ``steps`` (optimiser steps an epoch), ``max_steps`` in all at most.
+
+    ``epochs`` or ``max_steps`` may be None, not both. ``warmup`` is a share of all steps.
+    """
 
     kind: str
-    epochs: int
+    epochs: int | None
     steps: int
     warmup: float = 0.0
     step_epochs: int | None = None
     gamma: float = 0.1
+    max_steps: int | None = None
+
+    @property
+    def total(self) -> int:
+        """Optimiser steps in all."""
+        ends = (None if self.epochs is None else self.epochs * self.steps, self.max_steps)
+        return min(end for end in ends if end is not None)
+
+    @property
+    def passes(self) -> int:
+        """Epochs that are begun."""
+        return math.ceil(self.total / self.steps)
+
+    def steps_of(self, epoch: int) -> int:
+        """Optimiser steps of ``epoch``, which counts from 1; the last one may be cut short."""
+        return min(self.steps, self.total - (epoch - 1) * self.steps)
 
     def factor(self, step: int) -> float:
-        """What the peak rate is multiplied by at optimiser step ``step``, 0 ≤ step < epochs·steps."""
-        total = self.epochs * self.steps
+        """What the peak rate is multiplied by at optimiser step ``step``, 0 ≤ step < total."""
+        total = self.total
         if self.kind == "one-cycle":
             return _one_cycle(step, total)
         warm = round(self.warmup * total)
@@ -44,7 +63,7 @@ class Schedule:
         if self.kind == "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
         if self.kind == "step":
-            every = self.step_epochs or max(1, math.ceil(self.epochs / 3))
+            every = self.step_epochs or max(1, math.ceil(self.passes / 3))
             return float(self.gamma ** (step // self.steps // every))
         return 1.0
 

@@ -95,6 +95,15 @@ def test_the_function_stays(name: str, method: str) -> None:
     assert np.isnan(growth.sites[0].fitted_error)
 
 
+def test_one_size_may_be_open_and_the_other_fixed() -> None:
+    model = build(
+        "t = Relu(x) y = Conv<pads=[1,0,1,2]>(t, w)", "float[N,4,9,wide] x", "float[N,C,H,W] y", **W
+    )
+    x = normal(4, 4, 9, 8)
+    growth = oc.grow(model, "tensor:t", {"x": x}, method="netmorph")
+    assert np.allclose(run(growth.model, x)[0], run(model, x)[0], atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["conv", "dilations", "one_dimension", "gemm", "block"])
 def test_the_child_can_be_grown_again(name: str) -> None:
     model = READERS[name]()

@@ -172,6 +172,17 @@ def test_batch_normalisation_learns_its_statistics_in_training_only():
     assert_equal(module, tuned, image())
 
 
+def test_one_value_a_channel_is_normalised_by_the_stored_statistics():
+    model = batch_norm()
+    module = oc.to_torch(model)
+    x = torch.from_numpy(image(1)[..., :1, :1])
+    expected = module(x)
+    assert torch.equal(module.train()(x), expected)
+    assert oc.write_back(module, model) == model
+    model = build("y = InstanceNormalization(x, s, b)", {"s": (3,), "b": (3,)}, x="float[N,3,1,1]")
+    assert_equal(oc.to_torch(model).train(), model, image(1)[..., :1, :1])
+
+
 def test_statistics_that_are_a_weight_too_stay_as_they_are():
     model = renamed(batch_norm(), m="b")
     module = oc.to_torch(model)

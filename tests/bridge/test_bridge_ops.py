@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx.parser
 import onnx2torch
 import pytest
 import torch
@@ -55,9 +56,39 @@ CASES = {
     "one_hot": (
         "a = ArgMax<axis=3>(x) d = Constant<value_int=8>() v = Constant<value_floats=[0.5,2.0]>() y = OneHot(a, d, v)"
     ),
+    "one_hot_beyond": (
+        "i = Cast<to=7>(x) d = Constant<value_int=2>() v = Constant<value_floats=[0.5,2.0]>() "
+        "y = OneHot<axis=1>(i, d, v)"
+    ),
+    "cumsum": "a = Constant<value_int=2>() y = CumSum(x, a)",
+    "cumsum_exclusive": "a = Constant<value_int=-1>() y = CumSum<exclusive=1>(x, a)",
+    "cumsum_reverse": "a = Constant<value_int=1>() y = CumSum<exclusive=1, reverse=1>(x, a)",
+    "cumsum_of_int32": "a = Constant<value_int=1>() i = Cast<to=6>(x) c = CumSum(i, a) y = Cast<to=1>(c)",
+    "nonzero": "r = Relu(x) n = NonZero(r) y = Cast<to=1>(n)",
+    "top_k_of_equal_ones": "r = Relu(x) k = Constant<value_ints=[7]>() v, i = TopK(r, k) y = Cast<to=1>(i)",
+    "top_k_smallest": "k = Constant<value_ints=[3]>() v, i = TopK<axis=1, largest=0>(x, k) y = Cast<to=1>(i)",
+    "is_inf": "z = Constant<value_float=0.0>() d = Div(x, z) i = IsInf<detect_negative=0>(d) y = Cast<to=1>(i)",
     "constant_of_shape": "s = Shape(x) z = ConstantOfShape(s) y = Add(x, z)",
     "constant_output": "y = Relu(x) z = Constant<value_floats=[1.0,2.0]>()",
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("opset", [13, 18])
+def test_a_function_has_the_defaults_of_its_op(opset):
+    model = build("y = MeanVarianceNormalization(x)", opset=opset)
+    assert_equal(oc.to_torch(model), model, image())
+    window = build("n = Constant<value_int=8>() h = HannWindow(n) y = Mul(x, h)")
+    assert_equal(oc.to_torch(window), window, image())
+
+
+def test_a_function_of_the_model_has_its_own_defaults():
+    model = onnx.parser.parse_model("""
+        <ir_version: 9, opset_import: ["": 18, "own": 1]> net (float[N,3] x) => (float[N,3] y)
+        { a = own.outer (x) y = own.leaky <alpha = 0.5> (a) }
+        <domain: "own", opset_import: ["": 18, "own": 1]> outer (x) => (y) { y = own.leaky (x) }
+        <domain: "own", opset_import: ["": 18]> leaky <alpha: float = 0.2> (x) => (y)
+        { y = LeakyRelu <alpha: float = @alpha> (x) }""")
+    assert_equal(oc.to_torch(model), model, image(shape=(3,)))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -96,6 +127,50 @@ def test_resize_by_scales_of_old_opsets():
         assert_equal(oc.to_torch(model), model, image())
 
 
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ("h = Constant<value_float=2.0>() i = Cast<to=7>(x) y = Pow(i, h)", onnx.TensorProto.INT64),
+        (
+            "a = Constant<value=int32 {7}>() s = ReduceMin<keepdims=0>(x) z = Sub(s, s) b = Cast<to=6>(z) "
+            "d = Constant<value=int32 {-2}>() y = Range(a, b, d)",
+            onnx.TensorProto.INT32,
+        ),
+    ],
+)
+def test_the_type_of_integers(body, kind):
+    model = build(body)
+    model.graph.output[0].type.tensor_type.elem_type = kind
+    assert_equal(oc.to_torch(model), model, image())
+
+
+def test_thresholded_relu():
+    model = build("y = ThresholdedRelu<alpha=0.4>(x)", opset=13)
+    assert_equal(oc.to_torch(model), model, image())
+
+
+def test_top_k_of_old_opsets():
+    model = build("v, i = TopK<axis=2, k=3>(x) y = Relu(v)", opset=9)
+    assert_equal(oc.to_torch(model), model, image())
+
+
+@pytest.mark.parametrize("given", ["most, overlap, least", "most, overlap", "most"])
+@pytest.mark.parametrize("centre", [0, 1])
+def test_non_max_suppression(given, centre):
+    model = build(
+        f"n = NonMaxSuppression<center_point_box={centre}>(b, s, {given}) y = Cast<to=1>(n)",
+        {
+            "most": np.array([4], I64), "overlap": np.array([0.2], np.float32),
+            "least": np.array([-0.3], np.float32),
+        },
+        x="float[2,3,16]", others=", float[2,16,4] b, float[2,3,16] s",
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    boxes = rng.uniform(0, 1, (2, 16, 4)).astype(np.float32)  # the first corner is not always the smaller one
+    scores = rng.normal(size=(2, 3, 16)).astype(np.float32)
+    assert_equal(oc.to_torch(model), model, scores, boxes, scores)
+
+
 def test_softmax_of_old_opsets_is_over_all_later_axes():
     model = build("y = Softmax<axis=2>(x)", opset=11)
     assert_equal(oc.to_torch(model), model, image())
@@ -119,6 +194,15 @@ def test_refusals_name_op_and_node(body, said):
     if "z =" in body:
         model.graph.output[0].name = "z"
     with pytest.raises(oc.UnsupportedError, match=said):
+        oc.to_torch(model)
+
+
+@pytest.mark.parametrize(("name", "called"), [("", "Resize 'y'"), ("/up.0/Resize", "Resize '/up.0/Resize'")])
+def test_refusals_call_nodes_as_the_model_does(name, called):
+    model = build('y = Resize<mode="linear">(x, s)', {"s": np.array([1, 1, 2, 2], np.float32)}, opset=10)
+    model.graph.node[0].name = name
+    model.graph.node[0].attribute[0].s = b"bicubic"
+    with pytest.raises(oc.UnsupportedError, match=called):
         oc.to_torch(model)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -11,6 +12,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from onnx_compnet_cli.main import main
+
+import onnx_compnet as oc
+from onnx_compnet.graph import model_io
 
 MODELS = Path(__file__).parents[2] / "models"
 LENET, IMAGES = MODELS / "lenet4.onnx", MODELS / "fashion_mnist_calibration.npz"
@@ -241,10 +245,11 @@ def test_unknown_device(lenet):
     says(error, "device 'tpu'", "cuda")
 
 
-def test_random_needs_a_width(lenet):
-    code, error = lenet("--method", "random")
+@pytest.mark.parametrize("method", ["random", "obs", "forward"])
+def test_some_methods_need_a_width(lenet, method):
+    code, error = lenet("--method", method)
     assert code == 2
-    says(error, "--keep")
+    says(error, "--keep", "--max-error")
 
 
 def test_output_exists(lenet, tmp_path):
@@ -355,6 +360,32 @@ def test_listing_never_replaces_the_model(command, tmp_path, capsys):
     assert main([command, str(model), "--json", str(model)]) == 2
     assert model.read_bytes() == LENET.read_bytes()
     says(capsys.readouterr().err, "would replace")
+
+
+def test_json_into_a_pipe_leaves_it_one(tmp_path):
+    """As root a report would else replace /dev/null or /dev/stdout themselves."""
+    pipe, link, behind = tmp_path / "pipe", tmp_path / "link", tmp_path / "behind.json"
+    os.mkfifo(pipe)
+    link.symlink_to(behind)
+    reader = os.open(pipe, os.O_RDWR)
+    assert main(["sites", str(LENET), "--json", str(pipe)]) == 0
+    assert pipe.is_fifo()
+    assert json.loads(os.read(reader, 1 << 16))["sites"]
+    os.close(reader)
+    assert main(["sites", str(LENET), "--json", str(link)]) == 0
+    assert link.is_symlink()
+    assert json.loads(behind.read_text())["sites"]
+
+
+def test_output_is_no_device_even_with_force(lenet, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    code, error = lenet("--force", output=pipe)
+    assert code == 2
+    says(error, "a device or a pipe")
+    assert pipe.is_fifo()
+    with pytest.raises(oc.UsageError, match="a device or a pipe"):
+        model_io.save(oc.load(LENET), pipe, force=True)
 
 
 def test_json_in_no_folder_is_refused_before_the_work(lenet, tmp_path):

@@ -14,6 +14,7 @@ from onnx_compnet.numerics.initialise import (
     candidates,
     core_size,
     exact_core,
+    fine_range,
     is_exact,
     slope_on,
 )
@@ -114,3 +115,28 @@ def test_a_flat_activation_has_no_known_weights() -> None:
 def test_too_few_places_are_refused(Dn: int, groups: int) -> None:
     with pytest.raises(UsageError, match="keep the function"):
         exact_core(4, Dn, (), Activation("relu"), groups=groups)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("tanh", 2e-6), ("sigmoid", 5e-5), ("mish", 1e-4), ("hardsigmoid", 1e-5)]
+)
+def test_the_range_of_init_linear_is_far_inside_the_bend(name: str, error: float) -> None:
+    """In float32, as the child computes: nearer to 0 rounding would drown it, farther the bend."""
+    h = Activation(name)
+    t = torch.randn(500, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    scale = float(t.square().mean().sqrt())
+    core = exact_core(5, 12, (), h, t_scale=scale, linear_range=fine_range(h))
+    assert core.W2 is not None
+    A = apply(h, t.float() @ torch.from_numpy(core.W1).float().T).double()
+    made = A @ torch.from_numpy(core.W2)
+    assert float((made - made.mean(0) - t + t.mean(0)).norm() / t.norm()) < error
+
+
+def test_a_basis_takes_the_place_of_the_channels() -> None:
+    U = np.linalg.qr(np.random.default_rng(0).normal(size=(6, 2)))[0].T[None]
+    core = exact_core(6, 4, (3, 3), Activation("relu"), basis=U)
+    assert core.W1.shape == (4, 6, 3, 3)
+    t = torch.randn(50, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert core.W2 is not None
+    made = torch.relu(t @ torch.from_numpy(core.W1[:, :, 1, 1]).T) @ torch.from_numpy(core.W2)
+    torch.testing.assert_close(made, t @ torch.from_numpy(U[0].T @ U[0]))

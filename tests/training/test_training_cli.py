@@ -150,6 +150,7 @@ def with_labels(files, labels, n=90):
         (np.zeros((90, 2), int), ["[90, 2]", "don't fit", "logits"]),
         (np.zeros(40, int), ["different numbers of samples"]),
         (np.array(0), ["one entry a sample"]),
+        (np.full(90, -100), ["are all -100"]),
         (np.array(["a"] * 90), ["save them as numbers"]),
     ],
 )
@@ -200,6 +201,8 @@ def test_validation_of_another_shape(refused, files):
         (["--lr-new", "-1"], ["--lr-new must be"]),
         (["--warmup", "1"], ["--warmup must be"]),
         (["--epochs", "0"], ["--epochs must be"]),
+        (["--max-steps", "0"], ["--max-steps must be"]),
+        (["--best-by", "last", "--patience", "1"], ["--patience waits for a better epoch"]),
         (["--patience", "0"], ["--patience must be"]),
         (["--output-name", "scores"], ["'scores' is none of the float outputs"]),
         (["--labels", "x"], ["'x' is an input of the model"]),

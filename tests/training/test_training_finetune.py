@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnxruntime
 import pytest
 from onnx import numpy_helper
@@ -41,6 +42,34 @@ def test_the_written_model_is_better(model, train, val, tmp_path):
     assert record["child_sha256"] == tuned.child_sha256
     assert tuned_report(tuned, "0")["history"][0]["train_loss"] is None
     assert "← kept" in tuned_text(tuned, "nowhere")
+
+
+def test_max_steps_end_a_run_within_an_epoch(model, train, val, monkeypatch):
+    taken, step = [], Trainer._step
+    monkeypatch.setattr(Trainer, "_step", lambda self, *args: (taken.append(args[1:]), step(self, *args))[1])
+    steps = -(-len(train["y"]) // 16)
+    tuned = oc.finetune(model, train, val, max_steps=steps + 2, **{**QUICK, "epochs": None})
+    assert taken == [(1, number) for number in range(steps)] + [(2, 0), (2, 1)]
+    assert [epoch.number for epoch in tuned.history] == [
+        0,
+        1,
+        2,
+    ]  # what is left of an epoch is validated, too
+    assert tuned.history[2].val != tuned.history[1].val
+    (record,) = provenance.read_finetunes(tuned.model)
+    assert (record["epochs"], record["max_steps"], record["epochs_run"]) == (None, steps + 2, 2)
+    taken.clear()
+    oc.finetune(model, train, val, max_steps=10 * steps, **{**QUICK, "epochs": 1})
+    assert len(taken) == steps  # what is reached first counts
+
+
+def test_the_last_epoch_is_kept_where_validation_must_not_choose(model, train, val):
+    wrong = {**val, "y": (val["y"] + 1) % 3}  # training makes it worse here, epoch by epoch
+    last = oc.finetune(model, train, wrong, best_by="last", **QUICK)
+    assert (last.best_epoch, oc.finetune(model, train, wrong, **QUICK).best_epoch < 6) == (6, True)
+    assert last.accuracy == last.history[-1].val.accuracy
+    right = oc.finetune(model, train, val, best_by="last", **QUICK)
+    assert right.model.graph == last.model.graph
 
 
 def test_the_same_seed_gives_the_same_bytes(model, train, val):
@@ -219,6 +248,30 @@ def test_running_statistics_are_learned_and_written(train, val):
     before, after = weights(child), weights(tuned.model)
     for name in ("bn.mean", "bn.var", "bn.weight"):
         assert not np.array_equal(before[name], after[name])
+
+
+@pytest.mark.parametrize("axis", [1.0, "1", -1000])
+def test_a_class_axis_is_a_whole_number(model, train, val, axis):
+    with pytest.raises(oc.UsageError, match="--class-axis must be a whole number"):
+        oc.finetune(model, train, val, class_axis=axis, **QUICK)
+
+
+def test_a_last_batch_of_one_sample(val):
+    """It has no variance where a channel has one value, behind a Gemm for one."""
+    text = """<ir_version: 8, opset_import: ["": 17]> net (float[N,1,6,6] x) => (float[N,3] logits)
+        { f = Flatten(x) a = Gemm(f, w) n = BatchNormalization(a, s, b, m, v) logits = Relu(n) }"""
+    model, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    held = {
+        "w": rng.normal(0, 0.2, (36, 3)),
+        "s": np.ones(3),
+        "b": np.zeros(3),
+        "m": np.zeros(3),
+        "v": np.ones(3),
+    }
+    for name, values in held.items():
+        model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+    tuned = oc.finetune(model, pictures(65, 1), val, **QUICK)
+    assert tuned.scores["tuned"].loss < tuned.scores["child"].loss
 
 
 def test_a_preset_by_keyword(model, train, val):

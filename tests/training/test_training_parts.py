@@ -5,14 +5,16 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import onnx.parser
 import pytest
 import torch
 from torch.nn import functional
+from training_zoo import small_model
 
 import onnx_compnet as oc
 from onnx_compnet.training import chance
 from onnx_compnet.training.augment import Augmentation
-from onnx_compnet.training.losses import Objective
+from onnx_compnet.training.losses import Objective, makers
 from onnx_compnet.training.options import FinetuneOptions
 from onnx_compnet.training.parallel import Group
 from onnx_compnet.training.parameters import choose, optimiser, set_rate
@@ -22,7 +24,7 @@ from onnx_compnet.training.schedule import Schedule
 
 
 def rates(schedule):
-    return [schedule.factor(step) for step in range(schedule.epochs * schedule.steps)]
+    return [schedule.factor(step) for step in range(schedule.total)]
 
 
 def of_torch(make, total):
@@ -55,6 +57,16 @@ def test_warm_up_rises_linearly_to_what_follows():
     assert found[4] == 1.0
     assert found[5:] == sorted(found[5:], reverse=True)
     assert rates(Schedule("step", 3, 4))[::4] == pytest.approx([1, 0.1, 0.01])
+
+
+@pytest.mark.parametrize("kind", ["cosine", "one-cycle"])
+def test_a_schedule_runs_over_max_steps(kind):
+    cut = Schedule(kind, None, 10, max_steps=24)
+    assert rates(cut) == pytest.approx(rates(Schedule(kind, 1, 24)))
+    assert (cut.passes, [cut.steps_of(epoch) for epoch in (1, 2, 3)]) == (3, [10, 10, 4])
+    assert rates(Schedule(kind, 2, 10, max_steps=24)) == rates(Schedule(kind, 2, 10))  # the epochs end first
+    assert Schedule(kind, 9, 10, max_steps=20).passes == 2
+    assert rates(Schedule("step", None, 10, max_steps=24))[::10] == pytest.approx([1, 0.1, 0.01])
 
 
 @pytest.mark.parametrize("kind", ["constant", "cosine", "one-cycle", "step"])
@@ -99,6 +111,36 @@ def test_bce_and_mse():
     )
     mse = float(functional.mse_loss(output, target))
     assert mean(Objective("mse", ("y",), {}), output, target) == pytest.approx(mse, rel=1e-5)
+
+
+def test_scores_of_any_probability():
+    output, target = torch.randn(6, 3), torch.rand(6, 3)
+    p = output.softmax(1)
+    bce = Objective("bce", ("y",), {"y": "Softmax"})
+    assert mean(bce, p, target) == pytest.approx(float(functional.binary_cross_entropy(p, target)), rel=1e-4)
+    hits, of = bce.correct({"y": p}, target)
+    assert (hits, of) == (int(((p > 0.5) == (target > 0.5)).sum()), 18)
+    labels = torch.randint(0, 3, (6,))
+    found = mean(Objective("cross-entropy", ("y",), {"y": "Sigmoid"}), output.sigmoid(), labels)
+    assert found == pytest.approx(float(functional.cross_entropy(output, labels)), rel=1e-4)
+
+
+@pytest.mark.parametrize("behind", ["Identity", "Cast <to = 1>", "Flatten"])
+def test_what_makes_an_output(behind):
+    model = small_model(last="Softmax")
+    model.graph.node[-1].output[0] = "p"
+    text = f'<ir_version: 8, opset_import: ["": 17]> g (float[N,3] p) => (float[N,3] y) {{ logits = {behind} (p) }}'
+    model.graph.node.extend(onnx.parser.parse_model(text).graph.node)
+    assert makers(model, ["logits", "d", "x"]) == {"logits": "Softmax", "d": "Gemm", "x": ""}
+    model.graph.node[-2].domain = "another"
+    assert makers(model, ["logits"]) == {"logits": ""}
+
+
+def test_a_teacher_that_ends_otherwise():
+    s, t = torch.randn(6, 3), torch.randn(6, 3)
+    plain = mean(Objective("distill", ("y",), {}), s, teacher=t)
+    other = Objective("distill", ("y",), {"y": "Gemm"}, teacher_made_by={"y": "Softmax"})
+    assert mean(other, s, teacher=t.softmax(1)) == pytest.approx(plain, rel=1e-4)
 
 
 def test_distillation():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,10 +42,11 @@ def content(tuned):
 @pytest.mark.parametrize(
     ("count", "every", "resumed"), [(15, 2, (3, 2)), (14, None, (3, 0)), (3, None, (1, 0))]
 )
+@pytest.mark.parametrize("length", [{"epochs": 4}, {"epochs": None, "max_steps": 17, "best_by": "last"}])
 def test_an_interrupted_run_goes_on_to_the_same_bits(
-    model, train, val, tmp_path, monkeypatch, optimizer, count, every, resumed
+    model, train, val, tmp_path, monkeypatch, optimizer, count, every, resumed, length
 ):
-    options = {**OPTIONS, "optimizer": optimizer}
+    options = {**OPTIONS, "optimizer": optimizer, **length}
     whole = oc.finetune(model, train, val, **options)
     folder = {"checkpoint": tmp_path / "run", "checkpoint_every": every}
     with monkeypatch.context() as patch:
@@ -95,6 +97,17 @@ def test_no_room_for_a_checkpoint(model, train, val, tmp_path, monkeypatch):
         oc.finetune(model, train, val, **OPTIONS, checkpoint=tmp_path / "run")
     assert list((tmp_path / "run").iterdir()) == []
     assert (tmp_path / "other" / FILE).read_bytes() == before
+
+
+def test_what_a_killed_process_left_is_removed(model, train, val, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (run / f".{FILE}.{dead.pid}").write_bytes(b"half of it")
+    (run / f".{FILE}.{os.getppid()}").write_bytes(b"of one that still writes")
+    oc.finetune(model, train, val, checkpoint=run, **{**OPTIONS, "epochs": 1})
+    assert {path.name for path in run.iterdir()} == {FILE, f".{FILE}.{os.getppid()}"}
 
 
 def test_a_folder_that_can_not_be_one(model, train, val, tmp_path):
