@@ -59,9 +59,11 @@ HOW = """\
 SGD with momentum 0.9, cross-entropy, no batch normalisation. Pixels are brought to a mean of 0 and a standard
 deviation of 1; images of 28 × 28 get a black frame up to 32 × 32 for VGG. `grow` fits on four fifths of its images
 and measures site error and agreement on the rest; both are those of the child before training. MFLOP: of one image's
-forward pass, two a multiply-add. Seconds: growing + training, as the clock went. Scratch is the deeper network with all candidates and freshly drawn weights, trained
-by the parents' recipe for as many epochs as the children; "Scratch, long" has as many epochs as parent and child
-together. NetMorph-Oracle has the width that Algorithm 2 kept; random, and what is called capped, that of Algorithm 3.
+forward pass, two a multiply-add. Seconds: growing + training, by the clock, on a machine that does other work, too.
+
+Scratch is the deeper network with all candidates and freshly drawn weights, trained by the parents' recipe for as
+many epochs as the children; "Scratch, long" has as many as parent and child together. NetMorph-Oracle has the width
+that Algorithm 2 kept; random, and what is called capped, that of Algorithm 3.
 """
 
 

@@ -30,7 +30,7 @@ class Figure:
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def text(self, form: str = ".4f", *, sign: bool = False, counted: bool = True) -> str:
-        """``mean ± deviation``, ``counted``: with the number of seeds where some are missing; "not run" if all are."""
+        """``mean ± deviation``, ``counted``: with how many seeds where some are missing; "not run" if all are."""
         if self.mean is None:
             return "not run" if self.asked else "–"
         plus = "+" if sign else ""
