@@ -27,6 +27,8 @@ STYLE: dict[str, dict[str, Any]] = {
     "parent": {"color": "#000000", "marker": "", "linewidth": 2.0},
     "alg1-capped": {"color": "#0072b2", "marker": "o", "linestyle": ":"},
     "alg2-capped": {"color": "#56b4e9", "marker": "s", "linestyle": ":"},
+    "alg3-capped": {"color": "#d55e00", "marker": "D", "linestyle": ":"},
+    "random-capped": {"color": "#e69f00", "marker": "X", "linestyle": ":"},
 }
 _RC = {
     "svg.hashsalt": "onnx-compnet",

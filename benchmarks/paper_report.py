@@ -63,7 +63,8 @@ forward pass, two a multiply-add. Seconds: growing + training, by the clock, on 
 
 Scratch is the deeper network with all candidates and freshly drawn weights, trained by the parents' recipe for as
 many epochs as the children; "Scratch, long" has as many as parent and child together. NetMorph-Oracle has the width
-that Algorithm 2 kept; random, and what is called capped, that of Algorithm 3.
+that Algorithm 2 kept, random that of Algorithm 3. What is called capped may keep no more than the paper's Table 1 has
+for it ("random, capped": as Algorithm 3), in proportion to the width.
 """
 
 
@@ -334,15 +335,18 @@ def _machine(found: dict[str, Any]) -> str:
 def _missing(sets: Sequence[Set]) -> list[str]:
     lines = []
     for each in sets:
-        by_method: dict[str, list[int]] = {}
-        for method, seed in each.missing():
-            by_method.setdefault(method, []).append(seed)
-        if by_method:
-            told = "; ".join(
-                f"{METHODS[m]} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
-                for m, seeds in by_method.items()
-            )
-            lines.append(f"- {each.row.title}, {_set_name(each).removeprefix('here, ')}: {told}.")
+        by_seeds: dict[tuple[int, ...], list[str]] = {}
+        for method in each.methods:
+            seeds = tuple(seed for name, seed in each.missing() if name == method)
+            by_seeds.setdefault(seeds, []).append(METHODS[method])
+        told = [
+            f"{'; '.join(methods)} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
+            for seeds, methods in by_seeds.items()
+            if seeds
+        ]
+        if told:
+            name = f"{each.row.title}, {_set_name(each).removeprefix('here, ')}"
+            lines.append(f"- {name}: {'; '.join(told)}.")
     absent = [
         f"{row.title} on {DATASETS[_paper_data(row)]}"
         for row in ROWS.values()

@@ -25,7 +25,17 @@ import torch
 import onnx_compnet as oc
 from benchmarks.datasets import Images, load
 from benchmarks.networks import to_onnx
-from benchmarks.paper_rows import ROWS, WIDTH_OF, Row, Settings, image_shape, network, settings_from, stored
+from benchmarks.paper_rows import (
+    CAPPED,
+    ROWS,
+    WIDTH_OF,
+    Row,
+    Settings,
+    image_shape,
+    network,
+    settings_from,
+    stored,
+)
 from onnx_compnet import config
 from onnx_compnet.baselines.scratch import scratch
 from onnx_compnet.cost import forward_flops
@@ -35,7 +45,6 @@ from onnx_compnet.version import __version__, library_versions
 Record = dict[str, Any]
 FORMAT = 1
 _NETMORPH = {"netmorph-oracle": "netmorph", "netmorph-redundant": "netmorph"}
-_CAPPED = {"alg1-capped": "alg1", "alg2-capped": "alg2"}
 
 
 class NotAvailableError(Exception):
@@ -155,6 +164,8 @@ class Bench:
         }
 
     def _width(self, row: Row, method: str, seed: int) -> int | None:
+        if method in CAPPED:
+            return row.cap(method, self.settings)
         source = WIDTH_OF.get(method)
         return None if source is None else int(self.run(row, source, seed)["kept"])
 
@@ -174,11 +185,11 @@ class Bench:
         if method in ("scratch", "scratch-long"):
             record |= {"candidates": candidates, "kept": candidates}
             return record, self._drawn(row.child, seed, activation=row.activation, inserted=candidates)
-        taken = _NETMORPH.get(method) or _CAPPED.get(method) or method
+        taken = CAPPED[method][0] if method in CAPPED else _NETMORPH.get(method, method)
         if taken not in config.METHODS:
             raise NotAvailableError(f"{method}: this version of onnx-compnet has no method {taken}")
         options: dict[str, Any] = {"method": taken, "activation": row.activation, "seed": seed, **self.pixels}
-        if method in ("netmorph-oracle", "random", *_CAPPED):
+        if width is not None:
             options["keep"] = width
         if method != "net2deeper" and method != "netmorph-oracle":
             options["candidates"] = candidates

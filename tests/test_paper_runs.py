@@ -159,7 +159,9 @@ def test_a_row_is_run_from_its_parent_to_its_results(tmp_path, made_up, capsys):
         assert [epoch["epoch"] for epoch in record["history"]] == list(range(epochs + 1))
         assert record["accuracy"] == max(epoch["accuracy"] for epoch in record["history"])
     kept = {method: record.get("kept") for method, record in records.items()}
-    assert kept["random"] == kept["alg3"] == kept["alg1-capped"]
+    assert kept["random"] == kept["alg3"]
+    assert kept["random-capped"] == kept["alg3-capped"] == 12  # a quarter of the paper's 49
+    assert (kept["alg1-capped"], kept["alg2-capped"]) == (10, 12)
     assert kept["netmorph-oracle"] == kept["alg2"]
     assert kept["netmorph-redundant"] == kept["scratch"] == records["alg3"]["candidates"] == 25
     assert kept["net2deeper"] == 5
