@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from benchmarks.paper_plan import read_plan
 from benchmarks.paper_results import (
     Figure,
     Set,
@@ -381,8 +381,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def planned(results: Path, plan: Path) -> list[Set]:
     """The sets of the plan's file and of the results."""
-    wanted: Iterable[dict[str, object]] = tomllib.loads(plan.read_text("utf-8")).get("set", [])
-    return gather(results, wanted)
+    return gather(results, read_plan(plan))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 import onnx_compnet as oc
 from benchmarks import datasets, paper, paper_run
 from benchmarks.networks import BLOCKS, INSERTED, VGG, LeNet4, to_onnx
+from benchmarks.paper_plan import read_plan
 from benchmarks.paper_rows import METHODS, ROWS, network, settings_of
 from onnx_compnet.baselines.scratch import scratch
 
@@ -281,6 +282,7 @@ def test_a_missing_data_set_ends_in_one_sentence(tmp_path, capsys):
         ("[[set]]\nepoch = 4", "'epoch'"),
         ("[set", "can't be read"),
         ("", r"no [[set]]"),
+        ("[[set]]\nsettings = 'few'", "no [settings.few]"),
     ],
 )
 def test_a_bad_plan_is_refused(tmp_path, capsys, text, told):
@@ -297,6 +299,12 @@ def test_the_plan_lists_its_runs_seed_by_seed(tmp_path, capsys):
     assert len(listed) == len(set(listed)) > 20
     first = [line for line in listed if line.startswith("lenet5")][:27]  # nine methods, three seeds
     assert [line.split("seed")[1] for line in first] == [f"{k}.json" for k in (0, 1, 2) for _ in range(9)]
+
+
+def test_sets_share_settings_by_name(tmp_path):
+    plan = tmp_path / "plan.toml"
+    plan.write_text('[settings.few]\nepochs = 2\nlr = 0.1\n[[set]]\nsettings = "few"\nseeds = 1\nlr = 0.2')
+    assert read_plan(plan) == [{"epochs": 2, "lr": 0.2, "seeds": 1}]
 
 
 def test_the_papers_settings_are_the_defaults():
