@@ -215,12 +215,20 @@ def _details(each: Set) -> list[str]:
         lines.append(_parent_line(each))
     lines += [_line(each, method) for method in each.methods]
     notes = sorted({record["refused"] for record in each.records.values() if "refused" in record})
-    same = [
-        f"{METHODS[m]} began with the very network of {METHODS[r['same_as']]} (seed {seed})"
-        for (m, seed), r in each.records.items()
-        if "same_as" in r
+    same: dict[str, list[str]] = {}
+    for (method, seed), record in each.records.items():
+        if "same_as" in record:
+            source, other = METHODS[record["same_as"]], record.get("same_row", row.name)
+            place = "" if other == row.name else f" in {ROWS[other].title}"
+            same.setdefault(f"{METHODS[method]} began with the very network of {source}{place}", []).append(
+                str(seed)
+            )
+    return [
+        *lines,
+        "",
+        *(f"Refused: {note}." for note in notes),
+        *_sentence([f"{fact} (seed {', '.join(seeds)})" for fact, seeds in same.items()]),
     ]
-    return [*lines, "", *(f"Refused: {note}." for note in notes), *_sentence(same)]
 
 
 def _parent_line(each: Set) -> str:

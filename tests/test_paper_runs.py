@@ -246,6 +246,21 @@ def test_what_the_tool_refuses_is_a_result(tmp_path, made_up):
     assert "history" not in record
 
 
+def test_the_same_network_is_not_trained_twice(tmp_path, made_up):
+    """The parents of two rows are one: training it on is done once, and said so."""
+    changes = {"--width-multiplier": "0.0625", "--samples": "100", "--test-samples": "50"}
+    assert run(tmp_path, "--rows", "vgg16-sigmoid", "vgg16-tanh", "--methods", "parent", **changes) == 0
+    first, second = (
+        json.loads((path / "parent.seed0.json").read_text())
+        for path in sorted((tmp_path / "out").glob("vgg16*"))
+    )
+    assert "same_as" not in first
+    assert (second["same_as"], second["same_row"]) == ("parent", "vgg16-sigmoid")
+    assert second["row"] == "vgg16-tanh"
+    assert second["history"] == first["history"]
+    assert second["digest"] == first["digest"]
+
+
 def test_vgg17_grows_the_tuned_vgg16(tmp_path, made_up):
     changes = {"--width-multiplier": "0.0625", "--samples": "200", "--test-samples": "50"}
     assert run(tmp_path, "--rows", "vgg17", "--methods", "parent", **changes) == 0
