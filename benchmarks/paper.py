@@ -16,9 +16,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +28,11 @@ import torch
 import onnx_compnet as oc
 from benchmarks import datasets, paper_run
 from benchmarks.corpus import cache_folder
-from benchmarks.paper_rows import METHODS, ROWS, Row, Settings, image_shape, settings_of
+from benchmarks.paper_plan import CHOICES, SETTINGS, read_plan
+from benchmarks.paper_rows import METHODS, ROWS, Row, image_shape, settings_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "paper"
-_CHOICES = ("rows", "methods", "seeds")
-_SETTINGS = tuple(field.name for field in fields(Settings))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
         ("schedule", str, "of the children (constant)"),
         ("batch-size", int, "(128)"),
         ("dropout", float, "between VGG's dense layers (0.5)"),
-        ("calibration", int, "training images that grow is given (2000)"),
+        ("calibration", int, "training images that grow is given (LeNet 2000, VGG 5000)"),
     ):
         settings.add_argument(f"--{name}", type=kind, help=told)
     return made
@@ -77,23 +74,10 @@ def sets(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     Raises ValueError for a plan with names that mean nothing.
     """
-    given = {name: getattr(options, name, None) for name in (*_CHOICES, *_SETTINGS)}
     if options.plan is None:
+        given = {name: getattr(options, name, None) for name in (*CHOICES, *SETTINGS)}
         return [{name: value for name, value in given.items() if value is not None}]
-    try:
-        plan = tomllib.loads(options.plan.read_text("utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ValueError(f"the plan {options.plan} can't be read: {error}") from error
-    found: list[dict[str, Any]] = plan.get("set", [])
-    for each in found:
-        unknown = [name for name in each if name not in (*_CHOICES, *_SETTINGS)]
-        unknown += [name for name in each.get("rows", []) if name not in ROWS]
-        unknown += [name for name in each.get("methods", []) if name not in METHODS]
-        if unknown:
-            raise ValueError(f"the plan {options.plan} has {unknown[0]!r}, which means nothing here")
-    if not found:
-        raise ValueError(f"the plan {options.plan} has no [[set]]")
-    return found
+    return read_plan(options.plan)
 
 
 def cells(
@@ -101,7 +85,7 @@ def cells(
 ) -> Iterator[tuple[paper_run.Bench, Row, str, int]]:
     """The runs of a set, seed by seed, so that an interruption leaves whole seeds."""
     rows = [ROWS[name] for name in chosen.get("rows", ROWS)]
-    changes = {name: value for name, value in chosen.items() if name in _SETTINGS and name != "dataset"}
+    changes = {name: value for name, value in chosen.items() if name in SETTINGS and name != "dataset"}
     benches = {}
     for family in dict.fromkeys(row.family for row in rows):
         settings = settings_of(family, chosen.get("dataset"), **changes)
@@ -121,13 +105,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     absent: dict[str, None] = {}
+    missing: dict[Path, None] = {}
     try:
         for chosen in sets(options):
             for bench, row, method, seed in cells(chosen, options):
                 if options.list:
                     path = bench.path(row.name, method, seed)
                     if paper_run.read(path) is None:
-                        print(path.relative_to(options.out))
+                        missing[path.relative_to(options.out)] = None
                     continue
                 try:
                     bench.run(row, method, seed)
@@ -136,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (datasets.DatasetError, oc.CompnetError, paper_run.OtherSettingsError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 4 if isinstance(error, datasets.DatasetError) else getattr(error, "exit_code", 2)
+    for path in missing:
+        print(path)
     for text in absent:
         print(f"not run: {text}", file=sys.stderr)
     return 1 if absent else 0

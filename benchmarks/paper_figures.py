@@ -27,6 +27,8 @@ STYLE: dict[str, dict[str, Any]] = {
     "parent": {"color": "#000000", "marker": "", "linewidth": 2.0},
     "alg1-capped": {"color": "#0072b2", "marker": "o", "linestyle": ":"},
     "alg2-capped": {"color": "#56b4e9", "marker": "s", "linestyle": ":"},
+    "alg3-capped": {"color": "#d55e00", "marker": "D", "linestyle": ":"},
+    "random-capped": {"color": "#e69f00", "marker": "X", "linestyle": ":"},
 }
 _RC = {
     "svg.hashsalt": "onnx-compnet",
@@ -52,19 +54,25 @@ def draw(each: Set, folder: Path) -> Path | None:
     """Accuracy over epochs, all methods, and again without Scratch; mean over the seeds, range as a shade."""
     curves = {method: _curve(each, method) for method in each.methods if method in STYLE}
     curves = {method: values for method, values in curves.items() if values is not None}
+    labels: dict[str, list[str]] = {}
+    for method, values in curves.items():  # the same network has the same curve, and is drawn once
+        twin = next((name for name in labels if np.array_equal(curves[name], values)), method)
+        labels.setdefault(twin, []).append(METHODS[method])
     if not curves:
         return None
     with mpl.rc_context(_RC):
         canvas = Canvas(figsize=(9.6, 4.2), layout="constrained", facecolor="white")
         left, right = canvas.subplots(1, 2)
         for axes, chosen, title in (
-            (left, list(curves), "all"),
-            (right, [method for method in curves if method != "scratch"], "without Scratch"),
+            (left, list(labels), "all"),
+            (right, [method for method in labels if method != "scratch"], "without Scratch"),
         ):
             for method in chosen:
                 values = curves[method]
                 epochs = np.arange(values.shape[1])
-                axes.plot(epochs, values.mean(0), label=METHODS[method], markersize=5, **STYLE[method])
+                axes.plot(
+                    epochs, values.mean(0), label=" = ".join(labels[method]), markersize=5, **STYLE[method]
+                )
                 if len(values) > 1 and axes is right:
                     low, high = values.min(0), values.max(0)
                     axes.fill_between(
@@ -75,10 +83,13 @@ def draw(each: Set, folder: Path) -> Path | None:
             axes.grid(alpha=0.25, linewidth=0.6)
             axes.set_title(title, fontsize=10)
         left.set_ylabel("accuracy on the test images")
-        handles, labels = left.get_legend_handles_labels()
-        canvas.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-        seeds = f"{each.seeds} seed{'s' * (each.seeds != 1)}"
-        canvas.suptitle(f"{each.row.title}, {each.settings.dataset}, {seeds}", fontsize=11)
+        handles, told = left.get_legend_handles_labels()
+        canvas.legend(handles, told, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+        counts = sorted({len(values) for values in curves.values()})
+        seeds = " to ".join(map(str, counts)) + f" seed{'s' * (counts != [1])}"
+        width = each.settings.width_multiplier
+        place = each.settings.dataset + (f", width × {width:g}" if width != 1 else "")
+        canvas.suptitle(f"{each.row.title}, {place}, {seeds}", fontsize=11)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{each.name}.svg"
         canvas.savefig(path, metadata={"Date": None})

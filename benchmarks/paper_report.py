@@ -12,16 +12,27 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.paper_results import Figure, Set, before, best, distinct, final, gather, reached
+from benchmarks.paper_plan import read_plan
+from benchmarks.paper_results import (
+    Figure,
+    Set,
+    before,
+    best,
+    distinct,
+    final,
+    gather,
+    reached,
+    training_seconds,
+)
 from benchmarks.paper_rows import METHODS, ROWS, Row, settings_of
+from benchmarks.paper_run import Record
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "paper"
@@ -48,9 +59,12 @@ HOW = """\
 SGD with momentum 0.9, cross-entropy, no batch normalisation. Pixels are brought to a mean of 0 and a standard
 deviation of 1; images of 28 × 28 get a black frame up to 32 × 32 for VGG. `grow` fits on four fifths of its images
 and measures site error and agreement on the rest; both are those of the child before training. MFLOP: of one image's
-forward pass, two a multiply-add. Scratch is the deeper network with all candidates and freshly drawn weights, trained
-by the parents' recipe for as many epochs as the children; "Scratch, long" has as many epochs as parent and child
-together. NetMorph-Oracle has the width that Algorithm 2 kept; random, and what is called capped, that of Algorithm 3.
+forward pass, two a multiply-add. Seconds: growing + training, by the clock, on a machine that does other work, too.
+
+Scratch is the deeper network with all candidates and freshly drawn weights, trained by the parents' recipe for as
+many epochs as the children; "Scratch, long" has as many as parent and child together. NetMorph-Oracle has the width
+that Algorithm 2 kept, random that of Algorithm 3. What is called capped may keep no more than the paper's Table 1 has
+for it ("random, capped": as Algorithm 3), in proportion to the width.
 """
 
 
@@ -78,18 +92,19 @@ def filled(text: str, sets: Sequence[Set]) -> str:
     return re.sub(r"\{\{(\S+) (\S+) (\S+)\}\}", number, text)
 
 
-QUANTITIES: dict[str, Callable[[Set, str], str]] = {
-    "before": lambda each, method: each.figure(method, before).text(),
-    "best": lambda each, method: each.figure(method, best).text(),
-    "final": lambda each, method: each.figure(method, final).text(),
-    "over": lambda each, method: each.over(method, "parent").text(sign=True),
-    "kept": lambda each, method: _width(_kept(each, method)),
-    "site_error": lambda each, method: each.figure(method, lambda record: record.get("site_error")).text(
-        ".3f"
-    ),
-    "agreement": lambda each, method: each.figure(method, lambda record: record.get("agreement")).text(".3f"),
-    "epochs": reached,
+QUANTITIES: dict[str, Callable[..., str]] = {
+    "before": lambda each, method, **how: each.figure(method, before).text(**how),
+    "best": lambda each, method, **how: each.figure(method, best).text(**how),
+    "final": lambda each, method, **how: each.figure(method, final).text(**how),
+    "over": lambda each, method, **how: each.over(method, "parent").text(sign=True, **how),
+    "kept": lambda each, method, **how: _width(_kept(each, method), **how),
+    "site_error": lambda each, method, **how: each.figure(method, _part("site_error")).text(".3f", **how),
+    "agreement": lambda each, method, **how: each.figure(method, _part("agreement")).text(".3f", **how),
 }
+
+
+def _part(key: str) -> Callable[[Record], Any]:
+    return lambda record: record.get(key)
 
 
 # ---------------------------------------------------------------- the paper's tables
@@ -154,11 +169,13 @@ def _paper_data(row: Row) -> str:
 
 
 def _kept(each: Set, method: str) -> Figure:
-    return each.figure(method, lambda record: record.get("kept"))
+    return each.figure(method, _part("kept"))
 
 
-def _width(figure: Figure) -> str:
-    return figure.text(".0f") if figure.deviation != 0 else Figure(figure.values[:1], 1).text(".0f")
+def _width(figure: Figure, *, counted: bool = True) -> str:
+    if figure.deviation == 0 and len(figure.values) >= figure.asked:
+        return f"{figure.values[0]:.0f}"
+    return figure.text(".0f", counted=counted)
 
 
 def _percent(figure: Figure) -> str:
@@ -187,33 +204,40 @@ def _details(each: Set) -> list[str]:
         else f"The parent, {parent.replace('LENET', 'LeNet')}, was trained for {_count(s.parent_epochs, 'epoch')}."
     )
     lines += [
-        f"{origin} {row.candidates(s)} candidates; {_count(s.epochs, 'epoch')} of each child, "
-        f"{_count(each.seeds, 'seed')}.",
+        f"{origin} {row.candidates(s)} candidates; {_count(s.epochs, 'epoch')} of each child.",
         "",
         *_curves(each),
-        "| | neurons | parameters | MFLOP | site error | agreement | accuracy before | best | last epoch "
+        "| | seeds | neurons | parameters | MFLOP | site error | agreement | accuracy before | best | last epoch "
         "| best, over the parent trained on | epochs to the parent's accuracy | seconds |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "|---|" + "---:|" * 12,
     ]
     if each.parents and row.parent not in ROWS:
         lines.append(_parent_line(each))
     lines += [_line(each, method) for method in each.methods]
     notes = sorted({record["refused"] for record in each.records.values() if "refused" in record})
-    same = [
-        f"{METHODS[m]} began with the very network of {METHODS[r['same_as']]} (seed {seed})"
-        for (m, seed), r in each.records.items()
-        if "same_as" in r
+    same: dict[str, list[str]] = {}
+    for (method, seed), record in each.records.items():
+        if "same_as" in record:
+            source, other = METHODS[record["same_as"]], record.get("same_row", row.name)
+            place = "" if other == row.name else f" in {ROWS[other].title}"
+            same.setdefault(f"{METHODS[method]} began with the very network of {source}{place}", []).append(
+                str(seed)
+            )
+    return [
+        *lines,
+        "",
+        *(f"Refused: {note}." for note in notes),
+        *_sentence([f"{fact} (seed {', '.join(seeds)})" for fact, seeds in same.items()]),
     ]
-    return [*lines, "", *(f"Refused: {note}." for note in notes), *_sentence(same)]
 
 
 def _parent_line(each: Set) -> str:
     parents = [each.parents[seed] for seed in sorted(each.parents)]
     figure = lambda value: Figure(tuple(value(record) for record in parents), len(parents))  # noqa: E731
     size = f"{parents[0]['parameters']['after']:,} | {parents[0]['flops']['after'] / 1e6:.2f}"
-    seconds = figure(lambda record: record["train_seconds"]).mean
+    seconds = figure(training_seconds).mean
     return (
-        f"| *the parent* | – | {size} | – | – | {figure(before).text()} | {figure(best).text()} | "
+        f"| *the parent* | {len(parents)} | – | {size} | – | – | {figure(before).text()} | {figure(best).text()} | "
         f"{figure(final).text()} | – | – | {seconds:.0f} |"
     )
 
@@ -221,17 +245,21 @@ def _parent_line(each: Set) -> str:
 def _line(each: Set, method: str) -> str:
     refused = each.refusal(method)
     if refused is not None:
-        return f"| {METHODS[method]} | {refused} |" + " – |" * 10
+        return f"| {METHODS[method]} | {each.ran(method)} | {refused} |" + " – |" * 10
+    if not each.of(method):
+        return f"| {METHODS[method]} | {each.ran(method)} |" + " not run |" * 11
     size = [
-        each.figure(method, lambda record, key=key: record[key]["after"] if key in record else None)
+        each.figure(method, lambda record, key=key: record[key]["after"] if key in record else None).mean
         for key in ("parameters", "flops")
     ]
+    told = {name: quantity(each, method, counted=False) for name, quantity in QUANTITIES.items()}
     cells = [
-        QUANTITIES["kept"](each, method),
-        "not run" if size[0].mean is None else f"{size[0].mean:,.0f}",
-        "not run" if size[1].mean is None else f"{size[1].mean / 1e6:.2f}",
-        *(QUANTITIES[name](each, method) for name in ("site_error", "agreement", "before", "best", "final")),
-        "–" if method == "parent" else QUANTITIES["over"](each, method),
+        each.ran(method),
+        told["kept"],
+        f"{size[0] or 0:,.0f}",
+        f"{(size[1] or 0) / 1e6:.2f}",
+        *(told[name] for name in ("site_error", "agreement", "before", "best", "final")),
+        "–" if method == "parent" else told["over"],
         "–" if method == "parent" else reached(each, method),
         _seconds(each, method),
     ]
@@ -240,11 +268,11 @@ def _line(each: Set, method: str) -> str:
 
 def _seconds(each: Set, method: str) -> str:
     """Growing + training, without runs that took another's training."""
-    own = [r for r in each.of(method) if "train_seconds" in r and "same_as" not in r]
+    own = [r for r in each.of(method) if "history" in r and "same_as" not in r]
     if not own:
-        return "–" if each.of(method) else "not run"
+        return "–"
     grow = Figure(tuple(r["seconds"].get("grow", 0.0) for r in own), len(own)).mean or 0.0
-    train = Figure(tuple(r["train_seconds"] for r in own), len(own)).mean or 0.0
+    train = Figure(tuple(training_seconds(r) or 0.0 for r in own), len(own)).mean or 0.0
     return f"{grow:.0f} + {train:.0f}"
 
 
@@ -315,15 +343,18 @@ def _machine(found: dict[str, Any]) -> str:
 def _missing(sets: Sequence[Set]) -> list[str]:
     lines = []
     for each in sets:
-        by_method: dict[str, list[int]] = {}
-        for method, seed in each.missing():
-            by_method.setdefault(method, []).append(seed)
-        if by_method:
-            told = "; ".join(
-                f"{METHODS[m]} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
-                for m, seeds in by_method.items()
-            )
-            lines.append(f"- {each.row.title}, {_set_name(each).removeprefix('here, ')}: {told}.")
+        by_seeds: dict[tuple[int, ...], list[str]] = {}
+        for method in each.methods:
+            seeds = tuple(seed for name, seed in each.missing() if name == method)
+            by_seeds.setdefault(seeds, []).append(METHODS[method])
+        told = [
+            f"{'; '.join(methods)} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
+            for seeds, methods in by_seeds.items()
+            if seeds
+        ]
+        if told:
+            name = f"{each.row.title}, {_set_name(each).removeprefix('here, ')}"
+            lines.append(f"- {name}: {'; '.join(told)}.")
     absent = [
         f"{row.title} on {DATASETS[_paper_data(row)]}"
         for row in ROWS.values()
@@ -358,8 +389,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def planned(results: Path, plan: Path) -> list[Set]:
     """The sets of the plan's file and of the results."""
-    wanted: Iterable[dict[str, object]] = tomllib.loads(plan.read_text("utf-8")).get("set", [])
-    return gather(results, wanted)
+    return gather(results, read_plan(plan))
 
 
 if __name__ == "__main__":

@@ -29,15 +29,16 @@ class Figure:
         """Their sample standard deviation, None for fewer than two."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
-    def text(self, form: str = ".4f", *, sign: bool = False) -> str:
-        """``mean ± deviation``, with the number of seeds where some are missing; "not run" without any."""
+    def text(self, form: str = ".4f", *, sign: bool = False, counted: bool = True) -> str:
+        """``mean ± deviation``, ``counted``: with how many seeds where some are missing; "not run" if all are."""
         if self.mean is None:
             return "not run" if self.asked else "–"
         plus = "+" if sign else ""
         told = f"{self.mean:{plus}{form}}"
         if self.deviation is not None:
             told += f" ± {self.deviation:{form}}"
-        return told if len(self.values) >= self.asked else f"{told} ({len(self.values)} of {self.asked})"
+        missing = counted and len(self.values) < self.asked
+        return f"{told} ({len(self.values)} of {self.asked})" if missing else told
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,15 @@ class Set:
 
     def figure(self, method: str, value: Callable[[Record], Any]) -> Figure:
         """A quantity of a method's runs; records where ``value`` is None are left out."""
-        records = self.of(method)
-        found = [value(record) for record in records]
-        asked = self.seeds - sum(each is None for each in found) if method in self.methods else 0
-        return Figure(tuple(float(each) for each in found if each is not None), asked)
+        found = [value(record) for record in self.of(method)]
+        values = tuple(float(each) for each in found if each is not None)
+        asked = 0 if found and not values else self.seeds - (len(found) - len(values))
+        return Figure(values, asked if method in self.methods else 0)
+
+    def ran(self, method: str) -> str:
+        """How many of the seeds were run: "2", or "1 of 3"."""
+        n = len(self.of(method))
+        return str(n) if n == self.seeds else f"{n} of {self.seeds}"
 
     def over(self, method: str, other: str) -> Figure:
         """Best accuracy less that of ``other`` with the same seed, and so the same parent."""
@@ -112,6 +118,12 @@ def before(record: Record) -> float | None:
     """Accuracy before training."""
     history = record.get("history")
     return float(history[0]["accuracy"]) if history else None
+
+
+def training_seconds(record: Record) -> float | None:
+    """Seconds of the epochs with their validation, those before an interruption included."""
+    history = record.get("history")
+    return sum(epoch["seconds"] for epoch in history) if history else None
 
 
 def epochs_to(record: Record, goal: float) -> int | None:

@@ -23,10 +23,19 @@ METHODS = {
     "parent": "parent trained on",
     "alg1-capped": "Alg1, capped",
     "alg2-capped": "Alg2, capped",
+    "alg3-capped": "Alg3, capped",
+    "random-capped": "random, capped",
     "scratch-long": "Scratch, long",
 }
-WIDTH_OF = {"netmorph-oracle": "alg2", "random": "alg3", "alg1-capped": "alg3", "alg2-capped": "alg3"}
+WIDTH_OF = {"netmorph-oracle": "alg2", "random": "alg3"}
 """Whose width a method is given."""
+CAPPED = {
+    "alg1-capped": ("alg1", 0),
+    "alg2-capped": ("alg2", 1),
+    "alg3-capped": ("alg3", 2),
+    "random-capped": ("random", 2),
+}
+"""The methods that are given a width of the paper's Table 1, scaled: the tool's method, and whose width."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,10 @@ class Row:
     def candidates(self, settings: Settings) -> int:
         """N_redundant at this width."""
         return scaled(self.redundant, settings.width_multiplier)
+
+    def cap(self, method: str, settings: Settings) -> int:
+        """The width of a method of CAPPED at this width of the network."""
+        return scaled(self.sparse[CAPPED[method][1]], settings.width_multiplier)
 
 
 ROWS = {
@@ -122,7 +135,15 @@ def settings_of(family: str, dataset: str | None = None, **changes: Any) -> Sett
     else:
         padding = 2 if name == "fashion-mnist" else 4
         start = Settings(
-            name, 1000, 1000, 3e-4, 2e-2, augment=("crop", "flip"), crop_padding=padding, clip_norm=5.0
+            name,
+            1000,
+            1000,
+            3e-4,
+            2e-2,
+            augment=("crop", "flip"),
+            crop_padding=padding,
+            clip_norm=5.0,
+            calibration=5000,  # 512 candidates of 3 × 3 need as many rows at 4 × 4 positions
         )
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in changes.items()}
     return replace(start, **{key: value for key, value in given.items() if value is not None})

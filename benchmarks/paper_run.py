@@ -25,7 +25,17 @@ import torch
 import onnx_compnet as oc
 from benchmarks.datasets import Images, load
 from benchmarks.networks import to_onnx
-from benchmarks.paper_rows import ROWS, WIDTH_OF, Row, Settings, image_shape, network, settings_from, stored
+from benchmarks.paper_rows import (
+    CAPPED,
+    ROWS,
+    WIDTH_OF,
+    Row,
+    Settings,
+    image_shape,
+    network,
+    settings_from,
+    stored,
+)
 from onnx_compnet import config
 from onnx_compnet.baselines.scratch import scratch
 from onnx_compnet.cost import forward_flops
@@ -34,8 +44,9 @@ from onnx_compnet.version import __version__, library_versions
 
 Record = dict[str, Any]
 FORMAT = 1
+DRAWN = ("trained", "scratch", "scratch-long")
+"""What begins with drawn weights; "trained" is a parent."""
 _NETMORPH = {"netmorph-oracle": "netmorph", "netmorph-redundant": "netmorph"}
-_CAPPED = {"alg1-capped": "alg1", "alg2-capped": "alg2"}
 
 
 class NotAvailableError(Exception):
@@ -97,10 +108,11 @@ class Bench:
         if child is None:
             return self._finish(path, record)
         record |= self._size(parent, child)
-        twin = self._twin(path, record)
+        twin = self._twin(record)
         if twin is not None:
             copied = {key: twin[key] for key in _OF_TRAINING if key in twin}
-            return self._finish(path, {**record, **copied, "same_as": twin["method"]})
+            same = {"same_as": twin["method"], "same_row": twin["row"]}
+            return self._finish(path, {**record, **copied, **same})
         tuned_to = self.model_path(row.name, method, seed) if _needed_later(row, method) else None
         record |= self._trained(child, path, record, tuned_to)
         return self._finish(path, record)
@@ -155,6 +167,8 @@ class Bench:
         }
 
     def _width(self, row: Row, method: str, seed: int) -> int | None:
+        if method in CAPPED:
+            return row.cap(method, self.settings)
         source = WIDTH_OF.get(method)
         return None if source is None else int(self.run(row, source, seed)["kept"])
 
@@ -171,14 +185,14 @@ class Bench:
         candidates = row.candidates(self.settings)
         if method == "parent":
             return record, parent
-        if method in ("scratch", "scratch-long"):
+        if method in DRAWN:
             record |= {"candidates": candidates, "kept": candidates}
             return record, self._drawn(row.child, seed, activation=row.activation, inserted=candidates)
-        taken = _NETMORPH.get(method) or _CAPPED.get(method) or method
+        taken = CAPPED[method][0] if method in CAPPED else _NETMORPH.get(method, method)
         if taken not in config.METHODS:
             raise NotAvailableError(f"{method}: this version of onnx-compnet has no method {taken}")
         options: dict[str, Any] = {"method": taken, "activation": row.activation, "seed": seed, **self.pixels}
-        if method in ("netmorph-oracle", "random", *_CAPPED):
+        if width is not None:
             options["keep"] = width
         if method != "net2deeper" and method != "netmorph-oracle":
             options["candidates"] = candidates
@@ -213,14 +227,15 @@ class Bench:
             "flops": {"before": forward_flops(parent, feeds), "after": forward_flops(child, feeds)},
         }
 
-    def _twin(self, path: Path, record: Record) -> Record | None:
+    def _twin(self, record: Record) -> Record | None:
         """A run that trained the very same network with the same seed, so that training gives the same again."""
-        for other in sorted(path.parent.glob(f"*.seed{record['seed']}.json")):
-            found = read(other)
-            if found is None or "same_as" in found or "history" not in found:
+        if record["method"] in DRAWN:
+            return None
+        for path in sorted(self.out.glob(f"*.{self.settings.tag}/*.seed{record['seed']}.json")):
+            found = self._done(path)
+            if found is None or "same_as" in found or found["method"] in DRAWN or "history" not in found:
                 continue
-            drawn = [each["method"].startswith("scratch") for each in (found, record)]
-            if found["digest"] == record["digest"] and not any(drawn):
+            if found["digest"] == record["digest"]:
                 return found
         return None
 
@@ -232,7 +247,7 @@ class Bench:
         epochs = {"trained": s.parent_epochs, "scratch-long": s.parent_epochs + s.epochs}.get(
             method, s.epochs
         )
-        if method in ("trained", "scratch", "scratch-long"):
+        if method in DRAWN:
             how = {"lr": s.parent_lr, "schedule": "one-cycle", "weight_decay": s.parent_weight_decay}
         else:
             how = {"lr": s.lr, "schedule": s.schedule, "weight_decay": s.weight_decay}

@@ -122,13 +122,16 @@ def test_the_tables_say_what_the_files_say(results):
     assert cells["Net2DeeperNet"] == "refused"
     assert "Refused: tanh is not linear." in text
     details = {row[0]: row for row in rows_of(text, "LeNet4 to LeNet5 (ReLU): Fashion-MNIST")}
-    assert details["Alg3"][4] == "0.250 ± 0.071"
-    assert details["Alg3"][7:9] == ["0.9180 ± 0.0028", "0.9140 ± 0.0057"]
-    assert details["Alg3"][9] == "+0.0070 ± 0.0014"  # .920 - .912 and .916 - .910
-    assert details["Alg3"][10:12] == ["1", "3 + 12"]
-    assert details["Alg1"][10] == "1, 2"
-    assert details["random"][10] == "never"
-    assert details["*the parent*"][6:9] == ["0.1000", "0.9100", "0.9100"]
+    assert details["Alg3"][5] == "0.250 ± 0.071"
+    assert details["Alg3"][8:10] == ["0.9180 ± 0.0028", "0.9140 ± 0.0057"]
+    assert details["Alg3"][10] == "+0.0070 ± 0.0014"  # .920 - .912 and .916 - .910
+    assert details["Alg3"][11:13] == ["1", "3 + 3"]
+    assert details["Alg1"][11] == "1, 2"
+    assert details["Alg2"][1:3] == ["1 of 2", "100"]
+    assert details["random"][11] == "never"
+    assert details["parent trained on"][2:7] == ["–", "1,500", "2.00", "–", "–"]
+    assert set(details["Scratch"][2:]) == {"not run"}
+    assert details["*the parent*"][7:10] == ["0.1000", "0.9100", "0.9100"]
     assert "Alg2 began with the very network of Alg1 (seed 0)" in text
     assert "60,000 / 10,000" in text
     assert "Some CPU, 1 thread, Python 3.11.7" in text

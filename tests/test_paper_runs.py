@@ -12,6 +12,7 @@ import torch
 import onnx_compnet as oc
 from benchmarks import datasets, paper, paper_run
 from benchmarks.networks import BLOCKS, INSERTED, VGG, LeNet4, to_onnx
+from benchmarks.paper_plan import read_plan
 from benchmarks.paper_rows import METHODS, ROWS, network, settings_of
 from onnx_compnet.baselines.scratch import scratch
 
@@ -159,7 +160,9 @@ def test_a_row_is_run_from_its_parent_to_its_results(tmp_path, made_up, capsys):
         assert [epoch["epoch"] for epoch in record["history"]] == list(range(epochs + 1))
         assert record["accuracy"] == max(epoch["accuracy"] for epoch in record["history"])
     kept = {method: record.get("kept") for method, record in records.items()}
-    assert kept["random"] == kept["alg3"] == kept["alg1-capped"]
+    assert kept["random"] == kept["alg3"]
+    assert kept["random-capped"] == kept["alg3-capped"] == 12  # a quarter of the paper's 49
+    assert (kept["alg1-capped"], kept["alg2-capped"]) == (10, 12)
     assert kept["netmorph-oracle"] == kept["alg2"]
     assert kept["netmorph-redundant"] == kept["scratch"] == records["alg3"]["candidates"] == 25
     assert kept["net2deeper"] == 5
@@ -243,6 +246,21 @@ def test_what_the_tool_refuses_is_a_result(tmp_path, made_up):
     assert "history" not in record
 
 
+def test_the_same_network_is_not_trained_twice(tmp_path, made_up):
+    """The parents of two rows are one: training it on is done once, and said so."""
+    changes = {"--width-multiplier": "0.0625", "--samples": "100", "--test-samples": "50"}
+    assert run(tmp_path, "--rows", "vgg16-sigmoid", "vgg16-tanh", "--methods", "parent", **changes) == 0
+    first, second = (
+        json.loads((path / "parent.seed0.json").read_text())
+        for path in sorted((tmp_path / "out").glob("vgg16*"))
+    )
+    assert "same_as" not in first
+    assert (second["same_as"], second["same_row"]) == ("parent", "vgg16-sigmoid")
+    assert second["row"] == "vgg16-tanh"
+    assert second["history"] == first["history"]
+    assert second["digest"] == first["digest"]
+
+
 def test_vgg17_grows_the_tuned_vgg16(tmp_path, made_up):
     changes = {"--width-multiplier": "0.0625", "--samples": "200", "--test-samples": "50"}
     assert run(tmp_path, "--rows", "vgg17", "--methods", "parent", **changes) == 0
@@ -279,6 +297,7 @@ def test_a_missing_data_set_ends_in_one_sentence(tmp_path, capsys):
         ("[[set]]\nepoch = 4", "'epoch'"),
         ("[set", "can't be read"),
         ("", r"no [[set]]"),
+        ("[[set]]\nsettings = 'few'", "no [settings.few]"),
     ],
 )
 def test_a_bad_plan_is_refused(tmp_path, capsys, text, told):
@@ -293,9 +312,14 @@ def test_the_plan_lists_its_runs_seed_by_seed(tmp_path, capsys):
     assert paper.main(["--plan", str(plan), "--out", str(tmp_path), "--list"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert len(listed) == len(set(listed)) > 20
-    lenet = [line for line in listed if line.startswith("lenet5")]
-    seeds = [int(line.split("seed")[1].split(".")[0]) for line in lenet]
-    assert seeds[: len(seeds) // 3] == [0] * (len(seeds) // 3)
+    first = [line for line in listed if line.startswith("lenet5")][:27]  # nine methods, three seeds
+    assert [line.split("seed")[1] for line in first] == [f"{k}.json" for k in (0, 1, 2) for _ in range(9)]
+
+
+def test_sets_share_settings_by_name(tmp_path):
+    plan = tmp_path / "plan.toml"
+    plan.write_text('[settings.few]\nepochs = 2\nlr = 0.1\n[[set]]\nsettings = "few"\nseeds = 1\nlr = 0.2')
+    assert read_plan(plan) == [{"epochs": 2, "lr": 0.2, "seeds": 1}]
 
 
 def test_the_papers_settings_are_the_defaults():
