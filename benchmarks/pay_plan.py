@@ -22,6 +22,7 @@ TITLES = {
     "alg1": "grown, Algorithm 1",
     "alg2": "grown, Algorithm 2",
     "netmorph": "grown, NetMorph",
+    "alg3-images": "grown, Algorithm 3, as many images (dearer)",
     "twice": "grown twice, Algorithm 3",
     "thrice": "grown three times, Algorithm 3",
     "trained-on-early": "parent not annealed, trained on",
@@ -59,12 +60,13 @@ EXPERIMENTS = {
     each.name: each
     for each in (
         Experiment("longer", "The parent is too small", 5, None, 360_000, 360_000, 2.0),
+        Experiment("tiny", "The parent is far too small", 2, None, 360_000, 360_000, 2.0),
         Experiment("data", "Data grows", 10, 10_000, 60_000, 90_000, 1.0),
         Experiment("small", "The parent is too small, half the budget", 5, None, 180_000, 180_000, 2.0),
         Experiment("wide", "Data grows, and the parent is large", 20, 10_000, 60_000, 90_000, 1.0),
     )
 }
-WAVES = (("data", "longer"), ("small",), ("wide",))
+WAVES = (("data", "longer", "tiny"), ("small",), ("wide",))
 """Experiments in order of information: a wave's searches and main competitors come before the next wave."""
 
 
@@ -148,11 +150,14 @@ class Plan:
         yield on
         self._choose("trained-on", on)
         start = self._grown(0.03)
-        recipes = [replace(start, schedule="cosine")]
+        recipes = [replace(start, schedule="cosine"), replace(start, lr=0.1)]
         if data:
-            recipes += [start, replace(start, lr=0.01)]
+            recipes += [start, replace(start, lr=0.01), replace(start, sites=("fc1",))]
         else:
-            recipes += [replace(recipes[0], width=4.0)]
+            places = ((("conv2",), 4.0), (("fc1",), 1.0), (("fc1",), 4.0), (("fc2",), 0.25))
+            if self.experiment.name == "tiny":
+                places += ((("conv2", "fc1"), 2.0), (("fc1", "conv2"), 4.0))
+            recipes += [replace(recipes[0], sites=sites, width=width) for sites, width in places]
         grown = [self._task("alg3", recipe, parent.recipe) for recipe in recipes]
         yield grown
         self._choose("alg3", grown)
@@ -223,6 +228,8 @@ class Plan:
         if method in GROWN and method != "alg3":
             found = self.chosen.get("alg3")
             return None if found is None or method not in self.methods else replace(found, method=method)
+        if method == "alg3-images" and "alg3" in self.chosen:
+            return replace(self.chosen["alg3"], method=method)
         if method == "thrice" and "twice" in self.chosen:
             twice = self.chosen["twice"]
             return replace(
@@ -251,7 +258,7 @@ class Plan:
 
 
 CORE = ("parent", "trained-on", "alg3", "scratch-total")
-NEXT = ("random", "obs", "scratch")
+NEXT = ("alg3-images", "random", "obs", "scratch")
 MORE = (
     "twice",
     "thrice",

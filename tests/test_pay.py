@@ -180,6 +180,14 @@ def test_runs_cost_the_same_and_are_not_repeated(bench, monkeypatch):
     assert bench.run(task("alg3")) == json.loads(bench.path(task("alg3")).read_text())
 
 
+def test_as_many_images_cost_more(bench):
+    record = bench.run(task("alg3-images"))
+    grown, on = bench.run(task("alg3")), bench.run(task("trained-on"))
+    assert record["curve"][-1]["images"] == on["curve"][-1]["images"] > grown["curve"][-1]["images"]
+    assert record["growths"][0]["kept"] == grown["growths"][0]["kept"]
+    assert record["flops"]["spent"] > grown["flops"]["budget"]
+
+
 def test_growing_twice_divides_the_budget(bench):
     record = bench.run(task("twice", sites=("conv2", "fc1"), width=1.0))
     assert [growth["site"] for growth in record["growths"]] == ["conv2", "fc1"]
