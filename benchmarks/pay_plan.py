@@ -66,8 +66,15 @@ EXPERIMENTS = {
         Experiment("wide", "Data grows, and the parent is large", 20, 10_000, 60_000, 90_000, 1.0),
     )
 }
-WAVES = (("data", "longer", "tiny"), ("small",), ("wide",))
-"""Experiments in order of information: a wave's searches and main competitors come before the next wave."""
+STEPS = (
+    *((name, "search") for name in ("data", "longer", "tiny", "small")),
+    *((name, "core") for name in ("data", "small", "tiny")),
+    *((name, "next") for name in ("tiny", "data", "small")),
+    *(("longer", part) for part in ("core", "next", "more")),
+    *((name, "more") for name in ("tiny", "data", "small")),
+    *(("wide", part) for part in ("search", "core", "next", "more")),
+)
+"""The parts of the experiments in order of information."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +161,9 @@ class Plan:
         if data:
             recipes += [start, replace(start, lr=0.01), replace(start, sites=("fc1",))]
         else:
-            places = ((("conv2",), 4.0), (("fc1",), 1.0), (("fc1",), 4.0), (("fc2",), 0.25))
+            places = [(("conv2",), 4.0), (("fc1",), 1.0), (("fc1",), 4.0), (("fc2",), 0.25)]
             if self.experiment.name == "tiny":
-                places += ((("conv2", "fc1"), 2.0), (("fc1", "conv2"), 4.0))
+                places = [(("fc1",), 4.0), (("conv2", "fc1"), 2.0)]
             recipes += [replace(recipes[0], sites=sites, width=width) for sites, width in places]
         grown = [self._task("alg3", recipe, parent.recipe) for recipe in recipes]
         yield grown
@@ -216,6 +223,17 @@ class Plan:
             tasks = [self._task(f"{method}-early", replace(late, schedule="falling", lr=0.03), early)]
             yield tasks
             self._choose(f"{method}-early", tasks)
+
+    def part(self, name: str) -> Iterator[list[Task]]:
+        """The runs of a part: search, core, next or more."""
+        if name == "search":
+            yield from self.search()
+        if name == "core":
+            yield from self.final(CORE)
+        if name == "more":
+            yield from self.explore()
+        for method in {"next": NEXT, "more": MORE}.get(name, ()):
+            yield from self.final((method,))
 
     def final(self, methods: Sequence[str]) -> Iterator[list[Task]]:
         """The runs on the test images, seed by seed, of those ``methods`` that have a recipe."""

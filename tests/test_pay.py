@@ -19,6 +19,7 @@ from benchmarks.pay_plan import (
     MORE,
     NEXT,
     RATES,
+    STEPS,
     TEST,
     TITLES,
     VALIDATION,
@@ -127,6 +128,15 @@ def test_all_grown_networks_have_one_recipe_and_scratch_their_shape(name):
     if name == "longer":
         assert len(final["thrice"].recipe.sites) == len(final["twice"].recipe.sites) + 1 == 3
         assert final["alg3-early"].begins != final["parent"]
+
+
+def test_every_part_of_every_experiment_is_run_once_and_after_its_search():
+    assert len(set(STEPS)) == len(STEPS) == 4 * len(EXPERIMENTS)
+    plans = [plan(name) for name in EXPERIMENTS]
+    found = of(pay.tasks(plans))
+    assert len(set(found)) == len(found)
+    for made in plans:
+        assert set(of(made.final(CORE + NEXT + MORE))) <= set(found)
 
 
 def test_names_of_runs_differ():
