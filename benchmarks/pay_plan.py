@@ -165,6 +165,8 @@ class Plan:
             if self.experiment.name == "tiny":
                 places = [(("fc1",), 4.0), (("conv2", "fc1"), 2.0)]
             recipes += [replace(recipes[0], sites=sites, width=width) for sites, width in places]
+            if self.experiment.name == "tiny":
+                recipes.append(replace(recipes[1], width=4.0))
         grown = [self._task("alg3", recipe, parent.recipe) for recipe in recipes]
         yield grown
         self._choose("alg3", grown)
