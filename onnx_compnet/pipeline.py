@@ -90,7 +90,7 @@ def grow(
     with stopwatch("load"):
         job = prepare(model, after, data, options)
     current, steps = job.parent, []
-    with out_of_memory_said():
+    with out_of_memory_said("lower --candidates, --batch-size or --kernel"):
         for planned in job.sites:
             site = names.resolve(current, TENSOR_PREFIX + planned.tensor, planned.mode)
             site = replace(site, name=planned.name, activation=planned.activation)

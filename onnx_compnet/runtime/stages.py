@@ -10,14 +10,15 @@ from onnx_compnet.errors import ResourceError
 
 
 @contextmanager
-def out_of_memory_said() -> Iterator[None]:
-    """torch's CPU allocator raises a bare RuntimeError."""
+def out_of_memory_said(advice: str) -> Iterator[None]:
+    """ResourceError with the advice; torch says it by bare RuntimeErrors."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate memory" not in str(error):
+        text = str(error).lower()
+        if isinstance(error, RuntimeError) and "allocate memory" not in text and "out of memory" not in text:
             raise
-        raise ResourceError("out of memory: lower --candidates, --batch-size or --kernel") from error
+        raise ResourceError(f"out of memory: {advice}") from error
 
 
 class Stopwatch:

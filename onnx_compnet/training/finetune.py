@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from onnx_compnet.runtime.batches import BATCH_SIZE
 from onnx_compnet.runtime.device import Device, select
 from onnx_compnet.runtime.options import DataOptions
 from onnx_compnet.runtime.session import Session
+from onnx_compnet.runtime.stages import Stopwatch, out_of_memory_said
 from onnx_compnet.training import chance, parallel
 from onnx_compnet.training.augment import Augmentation
 from onnx_compnet.training.checkpoints import Checkpoints
@@ -93,7 +92,10 @@ def finetune(
         raise UsageError(f"--amp is for CUDA, and this runs on {device.name}: leave it out")
     if options.amp and not torch.cuda.is_bf16_supported():
         raise ResourceError("--amp trains in bfloat16, which this GPU has not: leave it out")
-    with _out_of_memory_said(), parallel.group(device.torch_device) as group:
+    with (
+        out_of_memory_said("lower --batch-size, or train on fewer samples"),
+        parallel.group(device.torch_device) as group,
+    ):
         return _Run(model, data, val, options, device, group).tuned()
 
 
@@ -104,8 +106,8 @@ class _Run:
         self, model: Any, data: Any, val: Any, options: FinetuneOptions, device: Device, group: Group
     ) -> None:
         self.options, self.device, self.group = options, device, group
-        self.seconds: dict[str, float] = {}
-        with self._timed("load"):
+        self.timed = Stopwatch()
+        with self.timed("load"):
             self.child = model_io.as_model(model)
             self.inputs = model_io.inputs(self.child)
             self.outputs = [spec.name for spec in model_io.outputs(self.child)]
@@ -120,7 +122,7 @@ class _Run:
                 theirs = makers(teacher, self.objective.outputs)
                 self.objective = replace(self.objective, teacher_made_by=theirs)
             parent = None if options.parent is None else self._model(options.parent, "parent")
-        with self._timed("measure"):
+        with self.timed("measure"):
             session = Session(self.child, device)
             self.providers = session.providers
             known = None if parent is None else Session(parent, device)
@@ -155,9 +157,9 @@ class _Run:
         checkpoints = (
             Checkpoints(self.options.checkpoint, self._identity()) if self.options.checkpoint else None
         )
-        with self._timed("train"):
+        with self.timed("train"):
             outcome = Trainer(module.to(self.device.torch_device), job, self.group, checkpoints).run()
-        with self._timed("verify"):
+        with self.timed("verify"):
             model = self._written(module)
             self.scores["tuned"] = self._score(Session(model, self.device))
         tuned = Tuned(
@@ -177,7 +179,7 @@ class _Run:
             providers=self.providers,
             processes=self.group.world,
             child_sha256=self.child_sha256,
-            seconds=dict(self.seconds),
+            seconds=dict(self.timed.seconds),
             warnings=self._warnings(outcome),
         )
         provenance.write_finetune(model, provenance_of(tuned))
@@ -360,12 +362,6 @@ class _Run:
             )
         return tuple(found)
 
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-
 
 def _require_precision(module: OnnxModule, trained: Trained) -> None:
     parameters = dict(module.named_parameters())
@@ -376,15 +372,3 @@ def _require_precision(module: OnnxModule, trained: Trained) -> None:
                 f"the weight {name!r} is {str(dtype).removeprefix('torch.')}, too coarse for an optimiser's steps: "
                 "convert the model to float32, train that, and convert the result (or --freeze the weight)"
             )
-
-
-@contextmanager
-def _out_of_memory_said() -> Iterator[None]:
-    """torch says it by bare RuntimeErrors."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error).lower()
-        if isinstance(error, RuntimeError) and "allocate memory" not in text and "out of memory" not in text:
-            raise
-        raise ResourceError("out of memory: lower --batch-size, or train on fewer samples") from error
