@@ -108,13 +108,13 @@ class Bench:
         if child is None:
             return self._finish(path, record)
         record |= self._size(parent, child)
-        twin = self._twin(record)
+        kept = self.model_path(row.name, method, seed) if _needed_later(row, method) else None
+        twin = None if kept else self._twin(record)  # whose network was not kept
         if twin is not None:
             copied = {key: twin[key] for key in _OF_TRAINING if key in twin}
             same = {"same_as": twin["method"], "same_row": twin["row"]}
             return self._finish(path, {**record, **copied, **same})
-        tuned_to = self.model_path(row.name, method, seed) if _needed_later(row, method) else None
-        record |= self._trained(child, path, record, tuned_to)
+        record |= self._trained(child, path, record, kept)
         return self._finish(path, record)
 
     def parent(self, row: Row, seed: int) -> onnx.ModelProto:
