@@ -27,7 +27,7 @@ import onnx_compnet as oc
 from benchmarks import datasets, pay_run
 from benchmarks.corpus import cache_folder
 from benchmarks.paper_run import OtherSettingsError
-from benchmarks.pay_plan import CORE, EXPERIMENTS, GROWN, MORE, NEXT, VALIDATION, WAVES, Plan, Task
+from benchmarks.pay_plan import EXPERIMENTS, GROWN, STEPS, VALIDATION, Plan, Task
 from onnx_compnet.config import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,21 +51,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def tasks(plans: Sequence[Plan]) -> Iterator[list[Task]]:
-    """All runs: of each wave the searches, the main competitors seed by seed, then the others one by one."""
-    for wave in WAVES:
-        now = [plan for name in wave for plan in plans if plan.experiment.name == name]
-        for plan in now:
-            yield from plan.search()
-        for plan in now:
-            yield from plan.final(CORE)
-        for method in NEXT:
-            for plan in now:
-                yield from plan.final((method,))
-        for plan in now:
-            yield from plan.explore()
-        for method in MORE:
-            for plan in now:
-                yield from plan.final((method,))
+    """All runs of these experiments, in the order of STEPS."""
+    known = {plan.experiment.name: plan for plan in plans}
+    for name, part in STEPS:
+        if name in known:
+            yield from known[name].part(part)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

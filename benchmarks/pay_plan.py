@@ -22,6 +22,7 @@ TITLES = {
     "alg1": "grown, Algorithm 1",
     "alg2": "grown, Algorithm 2",
     "netmorph": "grown, NetMorph",
+    "alg3-images": "grown, Algorithm 3, as many images (dearer)",
     "twice": "grown twice, Algorithm 3",
     "thrice": "grown three times, Algorithm 3",
     "trained-on-early": "parent not annealed, trained on",
@@ -59,13 +60,21 @@ EXPERIMENTS = {
     each.name: each
     for each in (
         Experiment("longer", "The parent is too small", 5, None, 360_000, 360_000, 2.0),
+        Experiment("tiny", "The parent is far too small", 2, None, 360_000, 360_000, 2.0),
         Experiment("data", "Data grows", 10, 10_000, 60_000, 90_000, 1.0),
         Experiment("small", "The parent is too small, half the budget", 5, None, 180_000, 180_000, 2.0),
         Experiment("wide", "Data grows, and the parent is large", 20, 10_000, 60_000, 90_000, 1.0),
     )
 }
-WAVES = (("data", "longer"), ("small",), ("wide",))
-"""Experiments in order of information: a wave's searches and main competitors come before the next wave."""
+STEPS = (
+    *((name, "search") for name in ("data", "longer", "tiny", "small")),
+    *((name, "core") for name in ("data", "small", "tiny")),
+    *((name, "next") for name in ("tiny", "data", "small")),
+    *(("longer", part) for part in ("core", "next", "more")),
+    *((name, "more") for name in ("tiny", "data", "small")),
+    *(("wide", part) for part in ("search", "core", "next", "more")),
+)
+"""The parts of the experiments in order of information."""
 
 
 @dataclass(frozen=True)
@@ -148,11 +157,16 @@ class Plan:
         yield on
         self._choose("trained-on", on)
         start = self._grown(0.03)
-        recipes = [replace(start, schedule="cosine")]
+        recipes = [replace(start, schedule="cosine"), replace(start, lr=0.1)]
         if data:
-            recipes += [start, replace(start, lr=0.01)]
+            recipes += [start, replace(start, lr=0.01), replace(start, sites=("fc1",))]
         else:
-            recipes += [replace(recipes[0], width=4.0)]
+            places = [(("conv2",), 4.0), (("fc1",), 1.0), (("fc1",), 4.0), (("fc2",), 0.25)]
+            if self.experiment.name == "tiny":
+                places = [(("fc1",), 4.0), (("conv2", "fc1"), 2.0)]
+            recipes += [replace(recipes[0], sites=sites, width=width) for sites, width in places]
+            if self.experiment.name == "tiny":
+                recipes.append(replace(recipes[1], width=4.0))
         grown = [self._task("alg3", recipe, parent.recipe) for recipe in recipes]
         yield grown
         self._choose("alg3", grown)
@@ -212,6 +226,17 @@ class Plan:
             yield tasks
             self._choose(f"{method}-early", tasks)
 
+    def part(self, name: str) -> Iterator[list[Task]]:
+        """The runs of a part: search, core, next or more."""
+        if name == "search":
+            yield from self.search()
+        if name == "core":
+            yield from self.final(CORE)
+        if name == "more":
+            yield from self.explore()
+        for method in {"next": NEXT, "more": MORE}.get(name, ()):
+            yield from self.final((method,))
+
     def final(self, methods: Sequence[str]) -> Iterator[list[Task]]:
         """The runs on the test images, seed by seed, of those ``methods`` that have a recipe."""
         for seed in self.seeds:
@@ -223,6 +248,8 @@ class Plan:
         if method in GROWN and method != "alg3":
             found = self.chosen.get("alg3")
             return None if found is None or method not in self.methods else replace(found, method=method)
+        if method == "alg3-images" and "alg3" in self.chosen:
+            return replace(self.chosen["alg3"], method=method)
         if method == "thrice" and "twice" in self.chosen:
             twice = self.chosen["twice"]
             return replace(
@@ -251,7 +278,7 @@ class Plan:
 
 
 CORE = ("parent", "trained-on", "alg3", "scratch-total")
-NEXT = ("random", "obs", "scratch")
+NEXT = ("alg3-images", "random", "obs", "scratch")
 MORE = (
     "twice",
     "thrice",

@@ -42,7 +42,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "falling": {"schedule": "cosine", "warmup": 0.0},
     "constant": {"schedule": "constant", "warmup": 0.05},
 }
-_GROWN_BY = {"twice": "alg3", "thrice": "alg3", "alg3-early": "alg3"}
+_GROWN_BY = {"twice": "alg3", "thrice": "alg3", "alg3-early": "alg3", "alg3-images": "alg3"}
 _LAM = 0.01  # weak, so that the width that is asked for is the one that comes out
 _HOLDOUT = 0.2
 
@@ -214,6 +214,12 @@ class Bench:
             total = rest if task.method == "scratch" else before + rest
             return self._stages(task, scratch(shape, seed=task.seed), (), total)
         assert parent is not None
+        if task.method == "alg3-images":
+            child, growth = self._grown(task, parent, task.recipe.sites[0], "alg3")
+            forward = self._forward(child)
+            rest = TRAINING * forward * task.experiment.images * self.setting.scale
+            rest += growth_flops(self._forward(parent), forward, growth)
+            return self._stages(task, parent, task.recipe.sites[:1], rest)
         sites = () if task.method.startswith("trained-on") else task.recipe.sites
         return self._stages(task, parent, sites, rest)
 

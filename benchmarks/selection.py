@@ -15,7 +15,8 @@ import argparse
 import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -158,16 +159,22 @@ def times(Dn: int, taps: int = 9, D2: int = 512, n: int = 20_000) -> None:
     problems = arranged([Problem(both[0], both[1], taps)])
     del sums
     print(f"{Dn} candidates, {taps} taps: p = {Dn * taps}, {D2} outputs, {torch.get_num_threads()} threads")
-    start = time.perf_counter()
-    selection.forward(problems, most=Dn // 4)
-    print(f"forward, to {Dn // 4} neurons   {time.perf_counter() - start:6.1f} s", flush=True)
-    start = time.perf_counter()
-    order = selection.obs(problems)
-    print(f"obs, the whole path      {time.perf_counter() - start:6.1f} s", flush=True)
-    start = time.perf_counter()
-    width_curve(problems, order)
-    print(f"the price of all widths  {time.perf_counter() - start:6.1f} s", flush=True)
+    with clock(f"forward, to {Dn // 4} neurons"):
+        selection.forward(problems, most=Dn // 4)
+    with clock("obs, the whole path"):
+        order = selection.obs(problems)
+    with clock("the price of all widths"):
+        width_curve(problems, order)
     print(f"peak memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+
+
+@contextmanager
+def clock(name: str) -> Iterator[None]:
+    """Print how long something took, and how much of a processor."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield
+    seconds = f"{time.perf_counter() - wall:7.1f} s ({time.process_time() - cpu:.1f} s of processor time)"
+    print(f"{name:<26}{seconds}", flush=True)
 
 
 if __name__ == "__main__":

@@ -151,7 +151,8 @@ def correlations(record: dict[str, Any]) -> dict[str, dict[str, tuple[float, int
                 if "refused" not in result and value is not None:
                     sign = 1 if gain == "accuracy" else -1
                     pairs.append((value, sign * (result[gain] - parent[gain])))
-            rho = float(spearmanr(*zip(*pairs, strict=True)).statistic) if len(pairs) > 2 else float("nan")
+            told = len(pairs) > 2 and all(len(set(column)) > 1 for column in zip(*pairs, strict=True))
+            rho = float(spearmanr(*zip(*pairs, strict=True)).statistic) if told else float("nan")
             found.setdefault(score, {})[gain] = rho, len(pairs)
     return found
 

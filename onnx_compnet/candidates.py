@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from onnx_compnet.collect import computable, scale
@@ -25,53 +26,83 @@ from onnx_compnet.runtime.batches import Batches
 from onnx_compnet.runtime.capture import capture
 from onnx_compnet.runtime.session import Session
 
+REACH = 3.0
+"""standard deviations: a neuron carries its direction up to there; farther out, where little lies, h may bend it.
+Larger biases would make the readers' inputs nearly constant, which trains badly."""
 
-def draw(
-    index: GraphIndex, session: Session, batches: Batches, site: Site, options: GrowOptions
-) -> tuple[Core | None, CandidateLayer]:
-    """The core (None where none is needed) and all candidates; ``batches`` are looked at only where it matters."""
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """All candidates; the ``core`` that must stay among them (None: there is none); and those ``known`` to make t
+    again, exactly or nearly, so that the readers' weights behind them are known (None: not known of any)."""
+
+    candidate: CandidateLayer
+    core: Core | None
+    known: Core | None
+
+
+def draw(index: GraphIndex, session: Session, batches: Batches, site: Site, options: GrowOptions) -> Draw:
+    """The candidates of a site; ``batches`` are looked at only where the data matters for them."""
     scaled = has_core(site, options) and initialise.needs_scale(activation_at(site, options), site.bounds)
     core = core_of(site, options, scale(session, batches, site) if scaled else 1.0)
     candidate = candidate_layer(site, options, core)
-    if options.init == PRINCIPAL and site.groups == 1:
-        candidate = _with_directions(candidate, core, index, session, batches, site)
-    return core, candidate
+    if options.init != PRINCIPAL or site.groups > 1:
+        return Draw(candidate, core, core)
+    taken = np.zeros(0, np.intp) if core is None else core.places
+    principal = _principal(index, session, batches, site, candidate, taken)
+    W1, b1 = candidate.W1.copy(), candidate.b1.copy()
+    W1[principal.places], b1[principal.places] = principal.W1, principal.b1
+    return Draw(replace(candidate, W1=W1, b1=b1), core, core or principal.core)
 
 
-def _with_directions(
-    candidate: CandidateLayer,
-    core: Core | None,
+@dataclass(frozen=True, eq=False)
+class _Principal:
+    """Neurons that carry the directions which the readers need most, and their places among the candidates."""
+
+    W1: NDArray[np.float64]
+    b1: NDArray[np.float64]
+    core: Core
+
+    @property
+    def places(self) -> NDArray[np.intp]:
+        return self.core.places
+
+
+def _principal(
     index: GraphIndex,
     session: Session,
     batches: Batches,
     site: Site,
-) -> CandidateLayer:
-    """The first random neurons give way to neurons that carry the directions which the readers need most."""
-    covariance = CovarianceAccumulator(site.channels)
-    for rows in _channel_rows(session, batches, site):
-        covariance.update(rows)
-    found = covariance.result()
-    weights = _weights(index, site, found.xx)
-    rows = directions(found.xx, weights)
+    candidate: CandidateLayer,
+    taken: NDArray[np.intp],
+) -> _Principal:
+    sums = CovarianceAccumulator(site.channels)
+    for part in _channel_rows(session, batches, site):
+        sums.update(part)
+    moments = sums.result()
+    covariance = moments.xx / moments.n
+    rows = directions(covariance, _weights(index, site, covariance))
     low = rows.new_full((len(rows),), torch.inf)
     high = -low
     for part in _channel_rows(session, batches, site):
         z = part.double() @ rows.T
         low, high = torch.minimum(low, z.amin(0)), torch.maximum(high, z.amax(0))
-    activation = candidate.activation
-    biased = not _padded(site)
-    if not biased and slope_on(activation, *site.bounds) is not None:
-        W, b = torch.eye(site.channels, dtype=torch.float64), torch.zeros(site.channels, dtype=torch.float64)
+    centre = rows @ moments.mean
+    low, high = torch.maximum(low, centre - REACH), torch.minimum(high, centre + REACH)
+    biased, h = not _padded(site), candidate.activation
+    slope = slope_on(h, *site.bounds)
+    if not biased and slope is not None:
+        eye = torch.eye(site.channels, dtype=torch.float64)
+        W, b, P = eye, torch.zeros(site.channels, dtype=torch.float64), eye / slope
     else:
-        W, b = carriers(rows, low, high, activation, biased=biased)
-    free = np.setdiff1d(np.arange(len(candidate.b1)), [] if core is None else core.places)[: len(W)]
-    W1, b1 = candidate.W1.copy(), candidate.b1.copy()
-    kernel = W1.shape[2:]
-    centre = tuple((size - 1) // 2 for size in kernel)
-    W1[free] = 0
-    W1[(free, slice(None), *centre)] = W[: len(free)].numpy()
-    b1[free] = b[: len(free)].numpy()
-    return replace(candidate, W1=W1, b1=b1)
+        found = carriers(rows, low, high, h, biased=biased)
+        # t is about Cov(t)·Uᵀ·z for its directions z = Ut, which do not correlate
+        W, b, P = found.W, found.b, (rows @ covariance)[found.of] * found.gain[:, None]
+    places = np.setdiff1d(np.arange(len(candidate.b1)), taken)[: len(W)]
+    kernel, n = candidate.W1.shape[2:], len(places)
+    W1 = np.zeros((n, site.channels, *kernel))
+    W1[(slice(None), slice(None), *((size - 1) // 2 for size in kernel))] = W[:n].numpy()
+    return _Principal(W1, b[:n].numpy(), Core(W1, P[:n].numpy(), places, exact=False))
 
 
 def _channel_rows(session: Session, batches: Batches, site: Site) -> Iterator[Tensor]:

@@ -67,7 +67,7 @@ class GrowOptions:
     init
         ``auto`` follows the activation (He for the rectifiers, Glorot for tanh and softsign, Kumar's rule else).
         ``linear``: the candidates begin with a core that hands every channel on, exactly where the activation allows
-        that, else where it is nearly linear (tanh, sigmoid: to about 1e-5; such a layer starts with tiny gradients).
+        that, else where it is nearly linear (tanh to about 1e-5, sigmoid 5e-5; it starts with tiny gradients).
         ``principal`` begins with up to D1 neurons (2·D1 in front of padding) that carry the directions which the
         readers need most of the data, where h is next to linear, and draws the others as ``auto`` does.
     kernel

@@ -123,7 +123,8 @@ def _grow_site(
         outputs = dict.fromkeys([site.tensor, *(reader.output for reader in site.linear)])
         session = Session(prune.prefix(model, list(outputs)), job.device)
         index = GraphIndex.of(model)
-        core, candidate = draw(index, session, job.split.fit, site, options)
+        drawn = draw(index, session, job.split.fit, site, options)
+        candidate = drawn.candidate
         bar = f"{site.name}: " if options.progress else None
         sums = partial(
             collect, session, site=site, candidate=candidate, groups=groups, precise=options.precise_sums
@@ -131,8 +132,8 @@ def _grow_site(
         fitted = sums(job.split.fit, folds=FOLDS, progress=bar and bar + "fit")
         held_out = sums(job.split.held_out, folds=1, progress=bar and bar + "held-out")
     with stopwatch("solve"):
-        known = known_weights(index, site, Dn, core)
-        selection = _select(groups, site, fitted, held_out, core, known, options)
+        known = known_weights(index, site, Dn, drawn.known)
+        selection = _select(groups, site, fitted, held_out, drawn.core, known, options)
     with stopwatch("splice"):
         spliced = splice(model, site, _survivors(candidate, selection), label=site.name)
     step = Step(

@@ -272,10 +272,12 @@ def _widths(curve: Sequence[CurvePoint], kept: int) -> str:
     while width:
         shown.add(width)
         width //= 2
-    points = [
-        point for point in curve if point.lam is None and point.kept in shown and point.error is not None
-    ]
-    return ", ".join(f"{point.kept}: {point.error:.3g}" for point in points)
+    points = [point for point in curve if point.lam is None and point.kept in shown]
+    return ", ".join(
+        f"{point.kept}: " + (f"{point.error:.3g}" if point.error >= BELIEVED else f"below {BELIEVED}")
+        for point in points
+        if point.error is not None
+    )
 
 
 def _method_line(grown: SiteGrowth) -> str:

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, parser
 from onnx_compnet_cli.main import main
 
 import onnx_compnet as oc
-from onnx_compnet.config import FLOAT64_BELOW, METHODS, GrowOptions
+from onnx_compnet.config import CONSTRUCTED, FLOAT64_BELOW, METHODS, GrowOptions
 
 MODELS = Path(__file__).parent.parent / "models"
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(1500, 6)).astype(np.float32)
-FITTING = [method for method in METHODS if method not in ("net2deeper", "netmorph")]
+FITTING = [method for method in METHODS if method not in CONSTRUCTED]
 
 
 def model(readers=1, act="Relu"):
@@ -98,6 +98,15 @@ def test_several_sites_each_keep_to_it_and_what_adds_up_is_told():
     ] * len(above)
 
 
+@pytest.mark.parametrize("method", FITTING)
+def test_the_same_options_make_the_same_child(parent, method):
+    options = {"method": method, "candidates": 40, "max_error": 0.4, "seed": 2}
+    assert (
+        oc.grow(parent, "first", {"x": X}, **options).model
+        == oc.grow(parent, "first", {"x": X}, **options).model
+    )
+
+
 @pytest.mark.parametrize("method", ["obs", "forward", "random"])
 def test_a_width_is_needed(parent, method):
     with pytest.raises(oc.UsageError, match=f"method {method} has no width .* --keep C .* --max-error E"):
@@ -140,3 +149,47 @@ def test_on_the_command_line(tmp_path, capsys, parent):
     assert main([*command, "--max-error", "0.3", "--dry-run"]) == 2  # nothing for --json
     assert main([*command[:-2], "--max-error", "0.3", "--dry-run"]) == 0
     assert "obs, at most 60 kept, site error at most 0.3" in capsys.readouterr().out
+
+
+GEOMETRIES = {
+    "grouped": (
+        "y = Conv<group=2, pads=[1,1,1,1]>(t, w)",
+        "float[N,4,7,6] x",
+        "float[N,C,H,W] y",
+        (6, 2, 3, 3),
+    ),
+    "depthwise": ("y = Conv<group=4>(t, w)", "float[N,4,7,6] x", "float[N,C,H,W] y", (4, 1, 3, 3)),
+    "transposed": (
+        "y = ConvTranspose<strides=[2,2]>(t, w)",
+        "float[N,4,5,4] x",
+        "float[N,C,H,W] y",
+        (4, 3, 2, 2),
+    ),
+    "1-D": ("y = Conv<pads=[1,1], strides=[2]>(t, w)", "float[N,4,12] x", "float[N,C,L] y", (5, 4, 3)),
+    "3-D": ("y = Conv(t, w)", "float[N,3,4,4,4] x", "float[N,C,D,H,W] y", (3, 3, 2, 2, 2)),
+    "flattened": ("f = Flatten(t) y = Gemm(f, w)", "float[N,3,2,2] x", "float[N,M] y", (12, 4)),
+    "matmul": ("y = MatMul(t, w)", "float[N,5,6] x", "float[N,5,M] y", (6, 4)),
+    "on the left": ("y = MatMul(w, t)", "float[N,6,5] x", "float[N,M,5] y", (4, 6)),
+}
+
+
+@pytest.mark.parametrize("method", ["obs", "forward", "alg3", "random"])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_every_geometry(name, method):
+    rng = np.random.default_rng(1)
+    body, x, y, shape = GEOMETRIES[name]
+    parsed = parser.parse_model(
+        f'<ir_version: 9, opset_import: ["": 17]> g ({x}) => ({y}) {{ t = Relu(x) {body} }}'
+    )
+    parsed.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), "w"))
+    dims = [each.dim_value for each in parsed.graph.input[0].type.tensor_type.shape.dim[1:]]
+    data = {"x": rng.normal(size=(900, *dims)).astype(np.float32)}
+    grown = oc.grow(parsed, "tensor:t", data, method=method, candidates=24, max_error=0.6)
+    assert grown.site_error <= 0.6
+    assert grown.sites[0].predicted_error == pytest.approx(grown.site_error, rel=1e-3, abs=1e-3)
+    assert len(grown.kept) % grown.site.groups == 0
+    assert len(grown.kept) < 24
+    widths = [point.kept for point in grown.sites[0].curve]
+    assert widths == list(range(grown.site.groups, 25, grown.site.groups))
+    same = oc.grow(parsed, "tensor:t", data, method="obs", candidates=24, keep=len(grown.kept))
+    assert len(same.kept) == len(grown.kept)

@@ -63,7 +63,18 @@ def test_all_directions_carry_everything() -> None:
     grown = oc.grow(
         model, "tensor:t", {"x": low_rank(600, 8)}, method="random", keep=16, init="principal", ridge=0.0
     )
-    assert grown.site_error < 0.01
+    assert grown.site_error < 0.06  # beyond three standard deviations they bend
+
+
+def test_the_readers_weights_stay_small_where_candidates_depend_on_each_other() -> None:
+    """Smooth maps in front of a large kernel: without known weights the fit would cancel large ones."""
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(60, 4, 9, 9)).cumsum(2).cumsum(3).astype(np.float32) / 5
+    model = build("t = Relu(x) y = Conv(t, w)", "float[N,4,9,9] x", "float[N,C,H,W] y", w=(3, 4, 5, 5))
+    grown = oc.grow(model, "tensor:t", {"x": x}, init="principal", method="random", candidates=8, keep=8)
+    weights = {i.name: numpy_helper.to_array(i) for i in grown.model.graph.initializer}
+    assert grown.site_error < 0.15
+    assert np.abs(weights["w"]).max() < 30 * np.abs(numpy_helper.to_array(model.graph.initializer[0])).max()
 
 
 def test_same_bytes_for_one_seed_and_other_random_ones_for_another() -> None:

@@ -19,6 +19,7 @@ from benchmarks.pay_plan import (
     MORE,
     NEXT,
     RATES,
+    STEPS,
     TEST,
     TITLES,
     VALIDATION,
@@ -129,6 +130,15 @@ def test_all_grown_networks_have_one_recipe_and_scratch_their_shape(name):
         assert final["alg3-early"].begins != final["parent"]
 
 
+def test_every_part_of_every_experiment_is_run_once_and_after_its_search():
+    assert len(set(STEPS)) == len(STEPS) == 4 * len(EXPERIMENTS)
+    plans = [plan(name) for name in EXPERIMENTS]
+    found = of(pay.tasks(plans))
+    assert len(set(found)) == len(found)
+    for made in plans:
+        assert set(of(made.final(CORE + NEXT + MORE))) <= set(found)
+
+
 def test_names_of_runs_differ():
     made = plan("longer")
     tasks = set(of(made.search())) | set(of(made.explore())) | set(of(made.final(CORE + NEXT + MORE)))
@@ -178,6 +188,14 @@ def test_runs_cost_the_same_and_are_not_repeated(bench, monkeypatch):
     assert not list((bench.work / "checkpoints").iterdir())
     monkeypatch.setattr(oc, "finetune", None)  # nothing is trained again
     assert bench.run(task("alg3")) == json.loads(bench.path(task("alg3")).read_text())
+
+
+def test_as_many_images_cost_more(bench):
+    record = bench.run(task("alg3-images"))
+    grown, on = bench.run(task("alg3")), bench.run(task("trained-on"))
+    assert record["curve"][-1]["images"] == on["curve"][-1]["images"] > grown["curve"][-1]["images"]
+    assert record["growths"][0]["kept"] == grown["growths"][0]["kept"]
+    assert record["flops"]["spent"] > grown["flops"]["budget"]
 
 
 def test_growing_twice_divides_the_budget(bench):

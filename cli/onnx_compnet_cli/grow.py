@@ -85,7 +85,10 @@ def add_layer_options(group: argparse._ArgumentGroup) -> None:
         help="auto (the one in front, else relu), " + ", ".join(ACTIVATION_NAMES[1:]),
     )
     group.add_argument(
-        "--init", choices=INITS, default="auto", help="initial weights (default by activation)"
+        "--init",
+        choices=INITS,
+        default="auto",
+        help="initial weights (default by activation); linear: begin with neurons that hand every channel on",
     )
     group.add_argument(
         "--batch-norm",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -30,6 +31,7 @@ class OnnxModule(nn.Module):
         self.input_names, self.output_names = normalised.inputs, normalised.outputs
         self.frozen: dict[str, str] = {item.name: item.reason for item in normalised.held if item.reason}
         self._stored = tuple(item.name for item in normalised.held if item.stored)
+        self.graph_digest = ""
         self._slots: list[tuple[str, nn.Module, str]] = []
         graph = to_graph_module(normalised.model)
         for inner in graph.modules():
@@ -109,8 +111,8 @@ def to_torch(model: ModelProto | str | Path) -> OnnxModule:
     buffers under their names. BatchNormalization and Dropout follow ``train()`` and ``eval()``; the module is
     returned in eval mode. ``module.frozen`` says which tensors can't be trained and why: those that are computed
     from integers (DequantizeLinear), lie in a function, hold infinities, or are running statistics and weights at
-    once. One element alone is a constant of its op (√2, 0.5) unless a layer holds it. The model is not changed and
-    nothing is written.
+    once. One element alone is a constant of its op (√2, 0.5) unless a layer holds it, and zeros for a recurrent
+    layer's initial state are one. The model is not changed and nothing is written.
 
     Args:
         model: a model or a path; float16 and bfloat16 weights stay in their type.
@@ -120,4 +122,17 @@ def to_torch(model: ModelProto | str | Path) -> OnnxModule:
             of some weight's name.
         ModelError: the file can't be read.
     """
-    return OnnxModule(normalise(as_model(model))).eval()
+    model = as_model(model)
+    module = OnnxModule(normalise(model))
+    module.graph_digest = graph_digest(model)
+    return module.eval()
+
+
+def graph_digest(model: ModelProto) -> str:
+    """SHA-256 of what the main graph computes: its ops, how they are connected, and its weights' names."""
+    digest = hashlib.sha256()
+    for node in model.graph.node:
+        digest.update(repr((node.domain, node.op_type, list(node.input), list(node.output))).encode())
+    names = [item.name for item in model.graph.initializer]
+    digest.update(repr((names, [item.values.name for item in model.graph.sparse_initializer])).encode())
+    return digest.hexdigest()

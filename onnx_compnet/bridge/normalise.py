@@ -189,6 +189,7 @@ def _held(
 ) -> tuple[list[Held], list[NodeProto], list[str]]:
     """What the module holds, the nodes (with those that make sparse tensors dense), and the other constants."""
     readers, products, reached = readers_of(nodes), products_of(nodes), learnable(nodes, outputs, source)
+    beyond = learnable(nodes, outputs, source, states=False)
     held: list[Held] = []
     constants: list[str] = []
     dense: dict[str, str] = {}
@@ -200,7 +201,10 @@ def _held(
         role: Role = "constant"
         if kind is not None and kind[1] in FLOATS and name in reached:
             value = stored_value(graph, name)
-            role = role_of(value, readers.get(name, ()), products)
+            if (
+                name in beyond or value.any()
+            ):  # an initial state of zeros is none, one for each place in a batch
+                role = role_of(value, readers.get(name, ()), products)
         if role == "constant":
             constants.append(name)
             continue

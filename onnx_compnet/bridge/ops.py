@@ -91,8 +91,10 @@ def dropout(
     **old: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Dropout and its mask; in training only, whatever training mode the node was exported in."""
-    rate = float(ratio) if ratio is not None else old.get("ratio", 0.5)
-    if not training or rate == 0.0:
+    rate = 0.0
+    if training:  # only then is the ratio looked at: torch.export knows no values
+        rate = float(ratio) if ratio is not None else old.get("ratio", 0.5)
+    if rate == 0.0:
         return x, torch.ones_like(x, dtype=torch.bool)
     kept = torch.rand_like(x) >= rate
     return x * kept / (1.0 - rate), kept
@@ -308,21 +310,6 @@ def scatter_elements(
     if reduction == "add":
         return data.scatter_add(axis, at, updates)
     return data.scatter(axis, at, updates)
-
-
-def gather_elements(data: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
-    """Of ``data`` those places along an axis."""
-    return data.gather(axis, torch.where(indices < 0, indices + data.shape[axis], indices).long())
-
-
-def gather_nd(data: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
-    """Of ``data`` the places that the last axis of ``indices`` names, within each of the first axes."""
-    rank = indices.ndim - 1
-    batch = [
-        torch.arange(n, device=data.device).reshape([-1 if i == axis else 1 for i in range(rank)])
-        for axis, n in enumerate(data.shape[:batch_dims])
-    ]
-    return data[(*batch, *indices.long().unbind(-1))]
 
 
 def pad(

@@ -27,6 +27,10 @@ _SETTINGS: dict[str, tuple[int, ...]] = {  # the inputs that set how an op works
 }  # fmt: skip
 
 
+_STATES: dict[str, tuple[int, ...]] = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
+"""the inputs that are initial states"""
+
+
 _NO_GRADIENT = frozenset((
     "And", "ArgMax", "ArgMin", "Ceil", "Equal", "Floor", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less",
     "LessOrEqual", "NonMaxSuppression", "NonZero", "Not", "Or", "Round", "Shape", "Sign", "Size", "Xor",
@@ -37,10 +41,13 @@ _BUILDERS = ("ScatterElements", "ScatterND", "Where")
 """of constants alone these make masks, not weights"""
 
 
-def learnable(nodes: Sequence[NodeProto], outputs: Iterable[str], constants: Iterable[str]) -> set[str]:
+def learnable(
+    nodes: Sequence[NodeProto], outputs: Iterable[str], constants: Iterable[str], *, states: bool = True
+) -> set[str]:
     """The tensors that a gradient of the outputs can reach and that no mask is made of.
 
-    What a comparison reads gets no gradient; a mask gets one, but nothing was learnt in it.
+    What a comparison reads gets no gradient; a mask gets one, but nothing was learnt in it. Without ``states`` what
+    is reached through recurrent layers' initial states alone is left out.
     """
     fixed = {"", *constants}
     for node in nodes:
@@ -53,6 +60,7 @@ def learnable(nodes: Sequence[NodeProto], outputs: Iterable[str], constants: Ite
         if node.op_type in _BUILDERS and fixed.issuperset(node.input):
             continue
         settings = _SETTINGS.get(node.op_type, ()) if node.op_type != "Where" else (0,)
+        settings = settings if states else (*settings, *_STATES.get(node.op_type, ()))
         found.update(name for place, name in enumerate(node.input) if name and place not in settings)
     return found
 

@@ -2,6 +2,7 @@
 
 Its CumSum runs backwards unless told not to, its NonZero is transposed, its TopK leaves the order of equal elements
 open, its NonMaxSuppression takes boxes with their corners in one order only, and a threshold that is not given for 0.
+GatherElements takes no negative places there, GatherND no batch.
 """
 
 from __future__ import annotations
@@ -44,6 +45,21 @@ def one_hot(indices: Tensor, depth: Tensor, values: Tensor, *, axis: int = -1) -
     places = torch.arange(count, device=at.device)
     hot = torch.where(at < 0, at + count, at).unsqueeze(-1) == places
     return torch.where(hot.movedim(-1, axis), values[1], values[0])
+
+
+def gather_elements(data: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
+    """Of ``data`` those places along an axis."""
+    return data.gather(axis, torch.where(indices < 0, indices + data.shape[axis], indices).long())
+
+
+def gather_nd(data: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
+    """Of ``data`` the places that the last axis of ``indices`` names, within each of the first axes."""
+    rank = indices.ndim - 1
+    batch = [
+        torch.arange(n, device=data.device).reshape([-1 if i == axis else 1 for i in range(rank)])
+        for axis, n in enumerate(data.shape[:batch_dims])
+    ]
+    return data[(*batch, *indices.long().unbind(-1))]
 
 
 def non_max_suppression(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import nn
 
-from onnx_compnet.bridge.module import OnnxModule
+from onnx_compnet.bridge.module import OnnxModule, graph_digest
 from onnx_compnet.bridge.normalise import stored_value
 from onnx_compnet.bridge.tensors import to_array
 from onnx_compnet.errors import UsageError
@@ -51,4 +51,6 @@ def write_back(module: nn.Module, model: ModelProto | str | Path) -> ModelProto:
         values = to_array(tensor, present)
         if values.tobytes() != present.tobytes():
             changed[name] = values
+    if inner.graph_digest != graph_digest(model):
+        raise UsageError("the model has other nodes than the one that the module was made of; give that one")
     return write_values(model, changed)

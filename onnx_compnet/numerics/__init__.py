@@ -9,9 +9,14 @@ similarity      R, Eq. 7
 ridge           W2 and b2, Eq. 11, and the error of a fit on any moments
 iilasso         the independently interpretable lasso, Eqs. 6 and 8-10; its path; its cap
 descent         its coordinate descent
+elimination     blocks of columns taken from G and C, or from (G + ρI)⁻¹ and W2, one after the other
+selection       orders of the neurons: backward, forward, by contribution
+widths          the error of every width on a path, fitted and held-out
 problems        a site's readers as least-squares problems; K and c of Algorithm 3 from moments
 pool            the candidates that vary; the Selection
-algorithms      Algorithms 1-3 and the random baseline: moments to the neurons that stay, and their W2
+paths           one selection of a path: by width, by the error that is allowed, by a cap
+algorithm3      Algorithm 3: a lasso on what each neuron adds to y
+algorithms      all methods by name; Algorithms 1 and 2 and the random baseline
 ==============  ==========================================================================================
 
 Results are frozen dataclasses and stay on the device of the inputs; sums are float64.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from onnx_compnet.layers import Activation
+from onnx_compnet.numerics.activations import apply
 
 _RANK = 1e-10  # of the largest eigenvalue: below it a direction does not vary
 MARGIN = 0.05
@@ -61,10 +63,19 @@ def linear_on(activation: Activation) -> tuple[float, float]:
     return LINEAR_ON[name]
 
 
-def carriers(
-    rows: Tensor, low: Tensor, high: Tensor, activation: Activation, *, biased: bool
-) -> tuple[Tensor, Tensor]:
-    """W (n, D1) and b (n,) of neurons that carry the directions ``rows`` (r, D1) through h next to unchanged.
+@dataclass(frozen=True, eq=False)
+class Carriers:
+    """Neurons W (n, D1), b (n,) that carry directions: direction ``of``[i] (n,) is about Σ ``gain``[i]·h(W_i t + b_i)
+    over its neurons, plus a constant."""
+
+    W: Tensor
+    b: Tensor
+    of: Tensor
+    gain: Tensor
+
+
+def carriers(rows: Tensor, low: Tensor, high: Tensor, activation: Activation, *, biased: bool) -> Carriers:
+    """Neurons that carry the directions ``rows`` (r, D1) through h next to unchanged.
 
     ``low`` and ``high`` (r,) are the ends of each direction's range on the data. One neuron a direction where it may
     have a bias, which moves the range to where h is linear, or where h is odd: then the range is shrunk to that.
@@ -72,19 +83,26 @@ def carriers(
     by side: h(z) − h(−z) is odd, and for the rectifiers and their smooth kin it is κz exactly.
     """
     begin, end = linear_on(activation)
-    widest = torch.maximum(low.abs(), high.abs()).clamp(min=1e-12)
     bounded = math.isfinite(begin) and math.isfinite(end)
+    everywhere = not (math.isfinite(begin) or math.isfinite(end))
+    ones, of = torch.ones_like(low), torch.arange(len(rows), device=rows.device)
     if not biased:
-        scale = (min(-begin, end) / widest) if bounded and begin < 0 < end else torch.ones_like(low)
+        widest = torch.maximum(low.abs(), high.abs()).clamp(min=1e-12)
+        scale = min(-begin, end) / widest if bounded and begin < 0 < end else ones
         W = rows * scale[:, None]
-        if activation.name in _ODD or not (math.isfinite(begin) or math.isfinite(end)):
-            return W, torch.zeros_like(low)
-        return torch.stack([W, -W], 1).reshape(-1, rows.shape[1]), W.new_zeros(2 * len(rows))
+        above = apply(activation, scale)
+        if activation.name in _ODD or everywhere:
+            return Carriers(W, torch.zeros_like(low), of, 1 / above)
+        rise = above - apply(activation, -scale)
+        gain = torch.where(rise.abs() > 1e-3 * scale, 1 / rise, torch.zeros_like(rise))
+        pairs = torch.stack([W, -W], 1).reshape(-1, rows.shape[1])
+        return Carriers(
+            pairs, W.new_zeros(len(pairs)), of.repeat_interleave(2), torch.stack([gain, -gain], 1).reshape(-1)
+        )
     room = (high - low).clamp(min=1e-12) * MARGIN
     low, high = low - room, high + room
-    if bounded:
-        scale = (end - begin) / (high - low)
-        return rows * scale[:, None], begin - low * scale
-    if math.isfinite(begin):
-        return rows, begin - low
-    return rows, end - high if math.isfinite(end) else torch.zeros_like(low)
+    scale = (end - begin) / (high - low) if bounded else ones
+    shift = begin - low * scale if math.isfinite(begin) else end - high if math.isfinite(end) else 0 * low
+    inside = torch.stack([low, high]) * scale + shift
+    first, last = apply(activation, inside)
+    return Carriers(rows * scale[:, None], shift, of, (high - low) / (last - first))

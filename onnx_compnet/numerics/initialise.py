@@ -77,10 +77,8 @@ EXACT_PAIRS = frozenset(("relu", "leaky_relu", "prelu", "gelu", "gelu_tanh", "si
 LINEAR_RANGE = (
     0.02  # of the other activations' argument: bends them by 1e-4 or so, and is far above the ridge
 )
-FINE_RANGE, FINE_RANGE_AROUND_0 = (
-    1e-2,
-    1e-3,
-)  # of init "linear", the second where h(0) = 0 drowns no small values
+FINE_RANGE = 6e-3  # of init "linear": bending and float32 rounding are about equal
+FINE_RANGE_AROUND_0 = 1e-3  # the same where h(0) = 0 drowns no small values
 ODD = frozenset(("tanh", "softsign"))  # −U would repeat U
 LEAST_RISE = 0.1  # κ below which a pair is no longer exact in float32
 
@@ -165,8 +163,7 @@ def exact_core(
     Otherwise ± pairs of them (n = 2·D1), exact to rounding for the activations in EXACT_PAIRS. For all others the
     pairs (of an odd h one of each) are scaled by ``linear_range``/``t_scale``, the root mean square of t, so that h
     is nearly linear on them: exact to about 1e-3 for tanh, and the layer starts with small gradients. (Softplus pairs
-    are scaled to about 1, as h(0) would drown smaller ones.) With ``groups`` each has the neurons of its own
-    channels.
+    are scaled to about 1, as h(0) would drown smaller ones.) With ``groups`` each has those of its own channels.
 
     With ``basis`` (groups, r, D1/groups), orthonormal rows U, U t takes the place of t: r·groups for D1 above, and
     what a linear layer makes again is UᵀU t. Where h is linear on ``bounds`` these must be rows of the identity.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -37,7 +37,7 @@ from onnx_compnet.runtime.session import Session
 from onnx_compnet.training import chance, parallel
 from onnx_compnet.training.augment import Augmentation
 from onnx_compnet.training.checkpoints import Checkpoints
-from onnx_compnet.training.evaluate import Score, evaluate
+from onnx_compnet.training.evaluate import Model, Score, evaluate
 from onnx_compnet.training.loop import Job, Outcome, Trainer
 from onnx_compnet.training.losses import Objective, makers
 from onnx_compnet.training.options import FinetuneOptions
@@ -123,8 +123,11 @@ class _Run:
         with self._timed("measure"):
             session = Session(self.child, device)
             self.providers = session.providers
-            self._check_labels(session)
-            self.scores = {} if parent is None else {"parent": self._score(Session(parent, device))}
+            known = None if parent is None else Session(parent, device)
+            self._check_shapes(
+                session, {"teacher": self.teacher, "parent": None if known is None else known.run}
+            )
+            self.scores = {} if known is None else {"parent": self._score(known)}
             self.scores["child"] = self._score(session)
             if not self.scores["child"].finite:
                 raise ModelError(
@@ -270,14 +273,40 @@ class _Run:
             )
         return other
 
-    def _check_labels(self, session: Session) -> None:
-        """Run one batch in onnxruntime, and hold all labels against the shape that comes out."""
+    def _check_shapes(self, session: Session, others: Mapping[str, Model | None]) -> None:
+        """Run one batch, and hold all labels and the other models' outputs against the shapes that come out."""
         size = min(self.batch_size, self.train.n)
-        shape = session.run(self.train.batch(np.arange(size))[0])[self.objective.outputs[0]].shape
+        feeds, name = self.train.batch(np.arange(size))[0], self.objective.outputs[0]
+        shapes = self._shapes(session.run, feeds)
+        for role, run in others.items():
+            try:
+                theirs = shapes if run is None else self._shapes(run, feeds)
+            except DataError as error:
+                raise ModelError(f"the {role} can't take the samples: {error}") from error
+            for each, shape in theirs.items():
+                if shape != shapes[each]:
+                    raise ModelError(
+                        f"the output {each!r} of the {role} has the shape {shape}, and that of the model that is "
+                        f"trained {shapes[each]}: it must have the same interface"
+                    )
+        shape, axis = shapes[name], self.options.class_axis
+        if axis is not None and not -len(shape) <= axis < len(shape):
+            raise UsageError(
+                f"--class-axis {axis}: the output {name!r} has the shape {shape} and no such axis"
+            )
+        if self.train.labels is not None and (not shape or shape[0] != size):
+            raise UnsupportedError(
+                f"the output {name!r} has the shape {shape} for {size} samples, and labels are compared "
+                "sample by sample: its first axis must be the samples"
+            )
         for samples in (self.train, self.val):
             if samples.labels is not None:
-                name = f"the labels {samples.labels!r} of {samples.name}"
-                self.objective.check_labels(samples.all_labels(), shape, name, samples.numbers)
+                called = f"the labels {samples.labels!r} of {samples.name}"
+                self.objective.check_labels(samples.all_labels(), shape, called, samples.numbers)
+
+    def _shapes(self, run: Model, feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, list[int]]:
+        found = run(feeds)
+        return {name: list(found[name].shape) for name in self.objective.outputs}
 
     def _augmentation(self) -> Augmentation | None:
         options = self.options

@@ -96,6 +96,17 @@ def input_of(text):
     return np.random.default_rng(1).standard_normal(shape).astype(F32)
 
 
+@pytest.mark.parametrize("between", ["", "h = Identity(h0)", "h = Expand(h0, n)"])
+def test_an_initial_state_is_a_weight_unless_it_is_zero(between):
+    body = f"{between} y = GRU<hidden_size=4, linear_before_reset=1>(x, w, r, , , {'h' if between else 'h0'})"
+    weights = {"w": (1, 12, 3), "r": (1, 12, 4), "n": np.array([1, 2, 4])}
+    for state, learned in ((np.zeros((1, 2, 4), F32), set()), ((1, 2, 4), {"h0"})):
+        model = build(body, {**weights, "h0": state}, x="float[5,2,3]", opset=14)
+        module = oc.to_torch(model)
+        assert weight_names(module) == {"w", "r"} | learned
+        assert_equal(module, model, input_of("float[5,2,3]"))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_layer(name):
     options, body, weights = CASES[name]

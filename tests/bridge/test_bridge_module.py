@@ -125,6 +125,15 @@ def test_frozen_parameters_stay():
     assert not np.array_equal(values(tuned, "w2"), values(model, "w2"))
 
 
+@pytest.mark.parametrize(
+    "other", ["c = Conv(x, w1, b1) y = Conv(c, w2)", "c = Conv(x, w1, b1) r = Tanh(c) y = Conv(r, w2)"]
+)
+def test_a_model_of_the_same_weights_and_other_nodes_is_refused(other):
+    module = oc.to_torch(two_layers())
+    with pytest.raises(oc.UsageError, match="other nodes than the one that the module was made of"):
+        oc.write_back(module, build(other, SHAPES))
+
+
 def test_wrapped_and_in_another_type():
     model = two_layers()
     module = oc.to_torch(model)
@@ -202,6 +211,7 @@ def test_dropout_drops_in_training_only(opset):
     module = oc.to_torch(build(body, weights, opset=opset))
     x = torch.ones(64, 3, 8, 8)
     assert torch.equal(module(x), x)
+    assert torch.equal(torch.export.export(module, (x,)).module()(x), x)
     torch.manual_seed(0)
     y = module.train()(x)
     assert y.unique().tolist() == [0.0, pytest.approx(4 / 3)]

@@ -57,16 +57,20 @@ def test_a_linear_layer_behind_the_neurons_has_the_directions_again(activation, 
     t, W = tensors(400, 4, 4, 1)
     rows = directions(covariance(t), W)
     z = t @ rows.T
-    weight, bias = carriers(rows, z.amin(0), z.amax(0), activation, biased=biased)
+    found = carriers(rows, z.amin(0), z.amax(0), activation, biased=biased)
+    weight, bias = found.W, found.b
     if not biased:
         assert not bias.any()
     A = apply(activation, t @ weight.T + bias)
+    told = torch.zeros(len(t), len(rows), dtype=t.dtype).index_add(1, found.of, A * found.gain)
+    off = (told - told.mean(0)) - (z - z.mean(0))
     design = torch.cat([A, torch.ones(len(A), 1, dtype=A.dtype)], 1)
     left = z - design @ torch.linalg.lstsq(design, z, driver="gelsd").solution
     share = float(left.square().mean().sqrt() / z.std())
     flat = not biased and activation.name == "thresholded_relu"
     bent = not biased and activation.name in ("elu", "celu", "selu", "mish", "clip")
     assert share < (1.0 if flat else 0.5 if bent else 0.02)
+    assert float(off.square().mean().sqrt() / z.std()) < (1.01 if flat else 0.7 if bent else 0.04)
     one_each = biased or activation.name in ("tanh", "softsign")
     assert len(weight) == (len(rows) if one_each else 2 * len(rows))
 
@@ -86,8 +90,9 @@ def test_the_linear_range_is_linear(activation):
 def test_a_clip_without_bounds_is_the_identity():
     rows = torch.eye(2, dtype=torch.float64)
     low, high = torch.tensor([-1.0, 2.0]).double(), torch.tensor([3.0, 9.0]).double()
-    weight, bias = carriers(rows, low, high, Activation("clip", (-math.inf, math.inf)), biased=True)
-    assert torch.equal(weight, rows)
-    assert not bias.any()
+    found = carriers(rows, low, high, Activation("clip", (-math.inf, math.inf)), biased=True)
+    assert torch.equal(found.W, rows)
+    assert not found.b.any()
+    assert torch.allclose(found.gain, torch.ones(2, dtype=torch.float64))
     above = carriers(rows, low, high, Activation("clip", (-math.inf, 1.0)), biased=True)
-    assert bool((high + above[1] < 1).all())
+    assert bool((high + above.b < 1).all())

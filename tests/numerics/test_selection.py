@@ -16,7 +16,7 @@ from onnx_compnet.errors import DataError, UsageError, VerificationError
 from onnx_compnet.layers import Activation, ConvGeometry, DenseGeometry, Geometry
 from onnx_compnet.numerics import elimination, ridge, selection
 from onnx_compnet.numerics.algorithms import select
-from onnx_compnet.numerics.elimination import BlockElimination
+from onnx_compnet.numerics.elimination import Backward, BlockElimination
 from onnx_compnet.numerics.initialise import candidates
 from onnx_compnet.numerics.moments import Moments, columns_of
 from onnx_compnet.numerics.pool import Constraints
@@ -259,6 +259,26 @@ def test_a_block_that_is_not_definite_is_left_alone() -> None:
     assert (worths.tolist(), definite) == ([1.0, 0.0], False)
     assert not state.eliminate(1)
     assert state.left == 2
+
+
+@pytest.mark.parametrize("block", [0, 5])
+def test_a_downdate_that_lost_its_way_is_factorised_anew(block: int) -> None:
+    (problem,) = arranged([random_problem(4, taps=3)])
+    (state,) = selection._states(Backward, [problem], RHO)
+    for place in (3, 8):
+        state.take(place)
+    expected = state.worths()
+    places = state._left.tolist()
+    state._state._blocks[places.index(block)] = -torch.eye(3, dtype=torch.float64)
+    np.testing.assert_allclose(state.worths(), expected, rtol=1e-6)
+    state._state._A.neg_()
+    state.take(block)
+    remaining = state.worths()
+    assert (remaining[[3, 8, block]] == 0).all()
+    (fresh,) = selection._states(Backward, [problem], RHO)
+    for place in (3, 8, block):
+        fresh.take(place)
+    np.testing.assert_allclose(remaining, fresh.worths(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("rho", [0.0, 1e-6])

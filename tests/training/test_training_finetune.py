@@ -256,6 +256,36 @@ def test_a_class_axis_is_a_whole_number(model, train, val, axis):
         oc.finetune(model, train, val, class_axis=axis, **QUICK)
 
 
+def test_a_class_axis_that_the_output_has_not(model, train, val):
+    for teacher in (None, small_model()):
+        with pytest.raises(oc.UsageError, match="--class-axis 2: the output 'logits' has"):
+            oc.finetune(model, train, val, class_axis=2, teacher=teacher, **QUICK)
+
+
+@pytest.mark.parametrize("last", ["ReduceMean <keepdims = 0>", "ReduceMean", "Transpose"])
+def test_an_output_without_samples_has_no_labels(train, last):
+    with pytest.raises(
+        oc.UnsupportedError, match=r"'logits' has the shape .* first axis must be the samples"
+    ):
+        oc.finetune(small_model(last=last), {**train, "y": train["y"] / 2}, loss="mse", **QUICK)
+
+
+@pytest.mark.parametrize("role", ["teacher", "parent"])
+def test_another_model_has_the_same_outputs(model, train, val, role):
+    text = """<ir_version: 8, opset_import: ["": 17]> net (float[N,1,6,6] x) => (float[N,classes] logits)
+        { f = Flatten(x) logits = MatMul(f, w) }"""
+    for classes in (1, 2, 5):
+        other = onnx.parser.parse_model(text)
+        other.graph.initializer.append(numpy_helper.from_array(np.zeros((36, classes), np.float32), "w"))
+        with pytest.raises(
+            oc.ModelError, match=rf"of the {role} has the shape \[16, {classes}\].* \[16, 3\]"
+        ):
+            oc.finetune(model, train, val, **{role: other}, **QUICK)
+    other.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    with pytest.raises(oc.ModelError, match=f"the {role} can't take the samples"):
+        oc.finetune(model, train, val, **{role: other}, **QUICK)
+
+
 def test_a_last_batch_of_one_sample(val):
     """It has no variance where a channel has one value, behind a Gemm for one."""
     text = """<ir_version: 8, opset_import: ["": 17]> net (float[N,1,6,6] x) => (float[N,3] logits)
