@@ -62,9 +62,9 @@ and measures site error and agreement on the rest; both are those of the child b
 forward pass, two a multiply-add. Seconds: growing + training, by the clock, on a machine that does other work, too.
 
 Scratch is the deeper network with all candidates and freshly drawn weights, trained by the parents' recipe for as
-many epochs as the children; "Scratch, long" has as many as parent and child together. NetMorph-Oracle has the width
+many epochs as the children; "Scratch long" has as many as parent and child together. NetMorph-Oracle has the width
 that Algorithm 2 kept, random that of Algorithm 3. What is called capped may keep no more than the paper's Table 1 has
-for it ("random, capped": as Algorithm 3), in proportion to the width.
+for it ("random capped": as Algorithm 3), in proportion to the width.
 """
 
 
@@ -348,7 +348,7 @@ def _missing(sets: Sequence[Set]) -> list[str]:
             seeds = tuple(seed for name, seed in each.missing() if name == method)
             by_seeds.setdefault(seeds, []).append(METHODS[method])
         told = [
-            f"{'; '.join(methods)} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
+            f"{', '.join(methods)} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
             for seeds, methods in by_seeds.items()
             if seeds
         ]

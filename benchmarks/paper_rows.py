@@ -21,11 +21,11 @@ METHODS = {
     "random": "random",
     "scratch": "Scratch",
     "parent": "parent trained on",
-    "alg1-capped": "Alg1, capped",
-    "alg2-capped": "Alg2, capped",
-    "alg3-capped": "Alg3, capped",
-    "random-capped": "random, capped",
-    "scratch-long": "Scratch, long",
+    "alg1-capped": "Alg1 capped",
+    "alg2-capped": "Alg2 capped",
+    "alg3-capped": "Alg3 capped",
+    "random-capped": "random capped",
+    "scratch-long": "Scratch long",
 }
 WIDTH_OF = {"netmorph-oracle": "alg2", "random": "alg3"}
 """Whose width a method is given."""
@@ -94,7 +94,7 @@ class Settings:
     """How the runs of a set are done. The defaults of ``settings_of`` are the paper's, as far as it says.
 
     ``parent_*`` and ``one-cycle`` are the recipe for a network that begins with drawn weights: parents, Scratch (for
-    ``epochs``) and Scratch, long (for ``parent_epochs + epochs``). All others are trained for ``epochs`` by ``lr``
+    ``epochs``) and Scratch long (for ``parent_epochs + epochs``). All others are trained for ``epochs`` by ``lr``
     and ``schedule``. ``calibration`` training images are given to ``grow``.
     """
 

@@ -91,14 +91,14 @@ class Bench:
 
     # ------------------------------------------------------------ runs
 
-    def run(self, row: Row, method: str, seed: int) -> Record:
-        """The record of one cell, from its file or made now, together with what it needs first.
+    def run(self, row: Row, method: str, seed: int, *, again: bool = False) -> Record:
+        """The record of one cell, from its file or made now (``again`` in any case), with what it needs first.
 
         Raises NotAvailableError, OtherSettingsError, DatasetError.
         """
         path = self.path(row.name, method, seed)
         found = self._done(path)
-        if found is not None:
+        if found is not None and not again:
             return found
         given = self._width(row, method, seed)
         parent = self.parent(row, seed)
@@ -108,13 +108,13 @@ class Bench:
         if child is None:
             return self._finish(path, record)
         record |= self._size(parent, child)
-        twin = self._twin(record)
+        kept = self.model_path(row.name, method, seed) if _needed_later(row, method) else None
+        twin = None if kept else self._twin(record)  # whose network was not kept
         if twin is not None:
             copied = {key: twin[key] for key in _OF_TRAINING if key in twin}
             same = {"same_as": twin["method"], "same_row": twin["row"]}
             return self._finish(path, {**record, **copied, **same})
-        tuned_to = self.model_path(row.name, method, seed) if _needed_later(row, method) else None
-        record |= self._trained(child, path, record, tuned_to)
+        record |= self._trained(child, path, record, kept)
         return self._finish(path, record)
 
     def parent(self, row: Row, seed: int) -> onnx.ModelProto:
@@ -122,9 +122,7 @@ class Bench:
         if row.parent in ROWS:
             source, method = ROWS[row.parent], "alg3"
             kept = self.model_path(source.name, method, seed)
-            if not kept.is_file():
-                self.path(source.name, method, seed).unlink(missing_ok=True)
-            self.run(source, method, seed)
+            self.run(source, method, seed, again=not kept.is_file())
             return oc.load(kept)
         kept, path = (
             self.model_path(row.parent, "trained", seed),
