@@ -278,7 +278,7 @@ class Plan:
 
 
 CORE = ("parent", "trained-on", "alg3", "scratch-total")
-NEXT = ("random", "obs", "alg3-images", "scratch")
+NEXT = ("random", "scratch", "obs", "alg3-images")
 MORE = (
     "twice",
     "thrice",
