@@ -69,9 +69,9 @@ EXPERIMENTS = {
 STEPS = (
     *((name, "search") for name in ("data", "longer", "tiny", "small")),
     *((name, "core") for name in ("data", "small", "tiny")),
-    *((name, "next") for name in ("tiny", "data", "small")),
+    *((name, "next") for name in ("data", "small", "tiny")),
     *(("longer", part) for part in ("core", "next", "more")),
-    *((name, "more") for name in ("tiny", "data", "small")),
+    *((name, "more") for name in ("data", "small", "tiny")),
     *(("wide", part) for part in ("search", "core", "next", "more")),
 )
 """The parts of the experiments in order of information."""
@@ -278,7 +278,7 @@ class Plan:
 
 
 CORE = ("parent", "trained-on", "alg3", "scratch-total")
-NEXT = ("alg3-images", "random", "obs", "scratch")
+NEXT = ("random", "scratch", "obs", "alg3-images")
 MORE = (
     "twice",
     "thrice",
