@@ -1,0 +1,112 @@
+"""A small check by training: children of equal width from differently chosen candidates, and the parent itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+import onnx_compnet as oc
+from benchmarks.datasets import load
+from benchmarks.frontier_sites import MODELS, PIXELS
+from benchmarks.paper_run import OtherSettingsError, Record, machine, read, write
+from onnx_compnet.version import __version__, library_versions
+
+WIDTH, CANDIDATES, CALIBRATION = 20, 40, 600
+HOW: dict[str, Any] = {
+    "epochs": 2, "batch_size": 64, "optimizer": "sgd", "momentum": 0.9, "schedule": "cosine", "warmup": 0.05,
+    "weight_decay": 5e-4,
+}  # fmt: skip
+IMAGES = {"train": 10_000, "test": 5_000}
+RATES = (5e-3, 2e-2)
+CHILDREN: dict[str, dict[str, str] | None] = {
+    "parent": None,
+    "obs-auto": {"method": "obs", "init": "auto"},
+    "obs-principal": {"method": "obs", "init": "principal"},
+    "half-principal": {
+        "method": "random",
+        "init": "principal",
+    },  # 20 of 20 principal and 20 random candidates
+    "alg3-auto": {"method": "alg3", "init": "auto"},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network trained: a child of CHILDREN, at a rate, with a seed (candidates, split and order of images)."""
+
+    child: str
+    rate: float
+    seed: int
+
+    @property
+    def file(self) -> str:
+        """Name of its result file."""
+        return f"{self.child}.lr{self.rate:g}.seed{self.seed}.json"
+
+
+def runs(seeds: int) -> list[Run]:
+    """Seed by seed."""
+    return [Run(child, rate, seed) for seed in range(seeds) for child in CHILDREN for rate in RATES]
+
+
+def settings() -> dict[str, Any]:
+    """What must be the same for results to be comparable."""
+    return {"width": WIDTH, "candidates": CANDIDATES, "calibration": CALIBRATION, **IMAGES, **HOW}
+
+
+def run(asked: Run, out: Path, _work: Path, say: Callable[[str], None] = print) -> Record:
+    """The record of one run, from its file or made now. Raises OtherSettingsError, DatasetError."""
+    path = out / asked.file
+    found = read(path)
+    if found is not None:
+        if found["settings"] != settings():
+            raise OtherSettingsError(f"{path} was made with other settings: take another --out")
+        return found
+    start = time.process_time()
+    images = load("fashion-mnist").first(IMAGES["train"], IMAGES["test"])
+    model, record = child(asked, images.train_x[:CALIBRATION])
+    tuned = oc.finetune(
+        model,
+        {"x": images.train_x, "y": images.train_y},
+        {"x": images.test_x, "y": images.test_y},
+        lr=asked.rate,
+        seed=asked.seed,
+        **HOW,
+        **PIXELS,
+    )
+    record |= {"accuracies": [epoch.val.accuracy for epoch in tuned.history]}
+    record |= {"seconds": round(time.process_time() - start, 1), "machine": machine()}
+    write(path, record)
+    say(f"{asked.file}: {record['accuracies']} {record['seconds']} s")
+    return record
+
+
+def child(asked: Run, calibration: Any) -> tuple[onnx.ModelProto, Record]:
+    """The network to train, and what is known of it before."""
+    record: Record = {
+        "format": 1, "child": asked.child, "rate": asked.rate, "seed": asked.seed, "settings": settings(),
+        "versions": {"onnx-compnet": __version__, **library_versions()},
+    }  # fmt: skip
+    parent, how = oc.load(MODELS / "lenet4.onnx"), CHILDREN[asked.child]
+    if how is None:
+        return parent, record
+    growth = oc.grow(
+        parent,
+        "conv1",
+        {"x": calibration},
+        keep=WIDTH,
+        candidates=CANDIDATES,
+        seed=asked.seed,
+        **how,
+        **PIXELS,
+    )
+    principal = (
+        sum(place < growth.site.channels for place in growth.kept) if how["init"] == "principal" else 0
+    )
+    known = {"width": len(growth.kept), "principal": principal, "site_error": growth.site_error}
+    return growth.model, record | known
