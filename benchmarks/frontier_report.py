@@ -250,11 +250,14 @@ def _training(records: Sequence[Record]) -> list[str]:
         mine = [record for record in records if record["child"] == child]
         if not mine:
             continue
-        rates = [[r["accuracies"][-1] for r in mine if r["rate"] == rate] for rate in RATES]
+        rates = [
+            [r["accuracies"][-1] for r in mine if r["rate"] == rate and r["accuracies"]] for rate in RATES
+        ]
+        before = spread([r["accuracies"][0] for r in mine if r["rate"] == RATES[0] and r["accuracies"]], 4)
         known = child != "parent"
         error = spread([r["site_error"] for r in mine if r["rate"] == RATES[0]], 3) if known else "–"
         principal = f"{statistics.mean(r['principal'] for r in mine):.1f}" if known else "–"
-        cells = [TITLES[child], principal, error, *(spread(each, 4) for each in rates)]
+        cells = [TITLES[child], principal, error, before, *(spread(each, 4) for each in rates)]
         rows.append("| " + " | ".join(cells) + " |")
     return [
         f"LeNet4 of this repository and children with {WIDTH} new neurons behind conv1, trained on "
@@ -263,10 +266,17 @@ def _training(records: Sequence[Record]) -> list[str]:
         "Half principal is a random subset of 20 principal and 20 random candidates. ± is the sample standard "
         "deviation over the seeds; the parent's is that of the order of the images.",
         "",
-        "| | principal neurons | site error | " + " | ".join(f"rate {rate:g}" for rate in RATES) + " |",
-        "|---|---:|---:|" + "---:|" * len(RATES),
+        "| | principal neurons | site error | accuracy before | "
+        + " | ".join(f"rate {rate:g}" for rate in RATES)
+        + " |",
+        "|---|---:|---:|---:|" + "---:|" * len(RATES),
         *rows,
         "",
+        *[
+            f"{TITLES[r['child']]}, rate {r['rate']:g}, seed {r['seed']} diverged: {r['diverged']}.\n"
+            for r in records
+            if "diverged" in r
+        ],
         *_learned(records),
     ]
 
@@ -288,6 +298,12 @@ def spread(values: Sequence[float], digits: int) -> str:
     return f"{statistics.mean(values):.{digits}f}{deviation}"
 
 
+def _last(records: Sequence[Record], child: str, rate: float) -> dict[int, float]:
+    """Seed → accuracy after the last epoch."""
+    found = [r for r in records if (r["child"], r["rate"]) == (child, rate) and r["accuracies"]]
+    return {record["seed"]: record["accuracies"][-1] for record in found}
+
+
 def _learned(records: Sequence[Record]) -> list[str]:
     """The children's differences in percentage points, seed by seed."""
     lines = []
@@ -297,12 +313,7 @@ def _learned(records: Sequence[Record]) -> list[str]:
         ("obs-principal", "parent"),
     ):
         for rate in RATES:
-            mine = {
-                r["seed"]: r["accuracies"][-1] for r in records if (r["child"], r["rate"]) == (child, rate)
-            }
-            theirs = {
-                r["seed"]: r["accuracies"][-1] for r in records if (r["child"], r["rate"]) == (other, rate)
-            }
+            mine, theirs = (_last(records, name, rate) for name in (child, other))
             both = sorted(mine.keys() & theirs.keys())
             if both:
                 points = [100 * (mine[seed] - theirs[seed]) for seed in both]
@@ -333,8 +344,8 @@ def _how(found: Frontiers, training: Sequence[Record]) -> list[str]:
         "## How",
         "",
         "The digits' LeNet4 was trained on 4,500 of them, VGG15 for five epochs on 10,000 images. "
-        "MiniLM's tokens are those of BERT's uncased vocabulary, without padding. AttaCut's syllables are the longest "
-        "that it knows, from the left, where its package asks a model of its own. A width is read off on the "
+        "MiniLM's tokens are those of BERT's uncased vocabulary, without padding. AttaCut's syllables are the "
+        "longest that it knows, from the left, where its package asks a model of its own. A width is read off on the "
         "samples that its error is measured on, so that widths are a little too small, for all methods alike. "
         "Drawn candidates can't reach the smaller errors at most sites; more of them would, at a price that grows "
         "with the cube of their number. "

@@ -70,16 +70,14 @@ def run(asked: Run, out: Path, _work: Path, say: Callable[[str], None] = print) 
     start = time.process_time()
     images = load("fashion-mnist").first(IMAGES["train"], IMAGES["test"])
     model, record = child(asked, images.train_x[:CALIBRATION])
-    tuned = oc.finetune(
-        model,
-        {"x": images.train_x, "y": images.train_y},
-        {"x": images.test_x, "y": images.test_y},
-        lr=asked.rate,
-        seed=asked.seed,
-        **HOW,
-        **PIXELS,
-    )
-    record |= {"accuracies": [epoch.val.accuracy for epoch in tuned.history]}
+    parts = [(images.train_x, images.train_y), (images.test_x, images.test_y)]
+    try:
+        tuned = oc.finetune(
+            model, *({"x": x, "y": y} for x, y in parts), lr=asked.rate, seed=asked.seed, **HOW, **PIXELS
+        )
+        record |= {"accuracies": [epoch.val.accuracy for epoch in tuned.history]}
+    except oc.DivergedError as error:
+        record |= {"accuracies": [], "diverged": str(error)}
     record |= {"seconds": round(time.process_time() - start, 1), "machine": machine()}
     write(path, record)
     say(f"{asked.file}: {record['accuracies']} {record['seconds']} s")

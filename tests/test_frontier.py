@@ -145,7 +145,7 @@ def test_the_document_has_the_widths_and_what_is_missing(results, tmp_path):
     assert "| `auto` | `random` | 7.0 | 10.0 | 20.0 | 40.0 | – | 0.050 |" in text
     assert "Seeds: 3 (linear 0)." in text
     assert "Not run: LeNet4, Fashion-MNIST, GELU" in text
-    assert "| obs, `auto` | 0.0 | 0.100 | 0.9000 | – |" in text
+    assert "| obs, `auto` | 0.0 | 0.100 | 0.5000 | 0.9000 | – |" in text
 
 
 def trained(child: str, seed: int, accuracy: float, rate: float = 5e-3):
@@ -165,6 +165,14 @@ def test_differences_of_children_are_taken_seed_by_seed(tmp_path):
         "- obs, `principal` over obs, `auto`, rate 0.005: -1.00 points, of the same sign in all seeds"
         in lines
     )
+
+
+def test_a_training_that_diverged_is_told(tmp_path):
+    bad = trained("obs-principal", 0, 0.0) | {"accuracies": [], "diverged": "the loss is nan"}
+    write(tmp_path / "a.json", bad)
+    lines = frontier_report._training(frontier_report.trained(tmp_path))
+    assert "obs, `principal`, rate 0.005, seed 0 diverged: the loss is nan.\n" in lines
+    assert "| obs, `principal` | 0.0 | 0.100 | – | – | – |" in lines
 
 
 def test_figures_are_the_same_bytes(results, tmp_path):
