@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from onnx_compnet.growth import Growth, SiteGrowth
     from onnx_compnet.numerics.iilasso import Solution, iilasso
     from onnx_compnet.pipeline import grow
-    from onnx_compnet.suggestion import SiteScore, Suggestion, SuggestOptions, suggest
+    from onnx_compnet.suggestion.options import SuggestOptions
+    from onnx_compnet.suggestion.result import SiteScore, Suggestion
+    from onnx_compnet.suggestion.run import suggest
     from onnx_compnet.training.finetune import finetune
     from onnx_compnet.training.options import FinetuneOptions
     from onnx_compnet.training.result import Tuned
@@ -103,10 +105,10 @@ _HOME = {
     "Solution": "numerics.iilasso",
     "iilasso": "numerics.iilasso",
     "grow": "pipeline",
-    "SiteScore": "suggestion",
-    "SuggestOptions": "suggestion",
-    "Suggestion": "suggestion",
-    "suggest": "suggestion",
+    "SiteScore": "suggestion.result",
+    "SuggestOptions": "suggestion.options",
+    "Suggestion": "suggestion.result",
+    "suggest": "suggestion.run",
     "finetune": "training.finetune",
     "FinetuneOptions": "training.options",
     "Tuned": "training.result",

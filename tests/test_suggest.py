@@ -146,7 +146,7 @@ def test_the_batch_size_changes_nothing() -> None:
 def test_sites_are_measured_in_turns_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     data = samples(200)
     whole = oc.suggest(network(), data)
-    monkeypatch.setattr("onnx_compnet.suggestion.available_memory", lambda _: 1000)
+    monkeypatch.setattr("onnx_compnet.suggestion.run.available_memory", lambda _: 1000)
     in_turns = oc.suggest(network(), data)
     assert [score.bottleneck for score in whole.sites] == [score.bottleneck for score in in_turns.sites]
 

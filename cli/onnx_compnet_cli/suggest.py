@@ -51,8 +51,8 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("suggest needs samples: --data FILE.npz (or a folder, FILE.py:function, random:N)")
     check_json(options, options.model, options.data)
 
-    from onnx_compnet.suggestion import suggest
-    from onnx_compnet.suggestion_report import suggestion_report, suggestion_text
+    from onnx_compnet.suggestion.report import suggestion_report, suggestion_text
+    from onnx_compnet.suggestion.run import suggest
 
     keywords = {
         **{name: value for name in _OPTIONS if (value := getattr(options, name)) is not None},

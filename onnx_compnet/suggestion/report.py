@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from onnx_compnet.report import SCHEMA
-from onnx_compnet.suggestion import Suggestion
+from onnx_compnet.suggestion.result import Suggestion
 from onnx_compnet.version import __version__, library_versions
 
 BAR = 12

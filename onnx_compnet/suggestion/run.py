@@ -1,10 +1,10 @@
-"""suggest(): where growing may pay. A score of each place without labels, one with labels, and what it costs."""
+"""suggest(): samples → effective ranks → gradients through the bridge → bottlenecks → Suggestion."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from onnx_compnet.bridge.module import OnnxModule, to_torch
 from onnx_compnet.collect import computable, reader_groups, targets
-from onnx_compnet.config import GrowOptions, Normalisation, check_mappings, whole
+from onnx_compnet.config import GrowOptions
 from onnx_compnet.errors import DataError, ModelError, UnsupportedError, UsageError
 from onnx_compnet.graph import model_io, prune
 from onnx_compnet.graph.probes import with_probes
@@ -27,89 +27,12 @@ from onnx_compnet.planning import kernel_at, neurons
 from onnx_compnet.runtime.device import Device, available_memory, select
 from onnx_compnet.runtime.options import DataOptions
 from onnx_compnet.runtime.session import Session
+from onnx_compnet.suggestion.options import SuggestOptions
+from onnx_compnet.suggestion.result import SiteScore, Suggestion
 from onnx_compnet.training.losses import Objective
 from onnx_compnet.training.samples import Samples, read_samples
 
 BATCH_SIZE = 64
-LOSSES = ("auto", "cross-entropy", "bce", "mse")
-
-
-@dataclass(frozen=True)
-class SuggestOptions:
-    """What ``suggest`` takes besides model and data.
-
-    Parameters
-    ----------
-    labels
-        The array of the labels; where None "y" if the data has it, else the places are ranked without labels.
-    loss
-        ``cross-entropy``, ``bce`` or ``mse``; ``auto``: cross-entropy for integer labels, else mse.
-    output_name, class_axis
-        As for ``finetune``.
-    kernel
-        Of the new layers whose cost is told; their width is grow's default.
-    """
-
-    labels: str | None = None
-    loss: str = "auto"
-    output_name: str | None = None
-    class_axis: int | None = None
-    kernel: int = 3
-    max_samples: int | None = None
-    batch_size: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    scale: Normalisation = None
-    mean: Normalisation = None
-    std: Normalisation = None
-    batch_axis: Mapping[str, int | None] | None = None
-    shape: Mapping[str, Sequence[int]] | None = None
-
-    def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise UsageError(f"--loss {self.loss!r} is not one of {', '.join(LOSSES)}")
-        for name, least in (("kernel", 1), ("max_samples", 1), ("batch_size", 1), ("seed", 0)):
-            value = whole(name, getattr(self, name), least, optional=name in ("max_samples", "batch_size"))
-            object.__setattr__(self, name, value)
-        check_mappings(self.batch_axis, self.shape)
-
-
-@dataclass(frozen=True)
-class SiteScore:
-    """One place. ``effective_rank`` is that of the tensor's channels over all positions, at most ``channels``.
-
-    ``bottleneck``: Σ‖∂L/∂y‖² a sample at the readers' outputs y that no linear map of their own input expresses;
-    ``unexpressed`` its share of all of Σ‖∂L/∂y‖². Both None without labels, or for the reason ``unscored``.
-    ``neurons``, ``parameters`` and ``flops`` (a sample): what a layer of grow's default candidates would add before
-    selection.
-    """
-
-    site: Site
-    effective_rank: float
-    bottleneck: float | None
-    unexpressed: float | None
-    neurons: int
-    parameters: int
-    flops: int
-    unscored: str = ""
-
-    @property
-    def used(self) -> float:
-        """The effective rank as a share of the channels."""
-        return self.effective_rank / self.site.channels
-
-
-@dataclass(frozen=True)
-class Suggestion:
-    """All places, the most promising first: by ``bottleneck`` where there are labels, else by ``used``."""
-
-    sites: tuple[SiteScore, ...]
-    loss: str | None
-    samples: int
-    data: str
-    random_data: bool
-    device: str
-    warnings: tuple[str, ...]
 
 
 def suggest(
