@@ -50,9 +50,9 @@ def _with_directions(
     covariance = CovarianceAccumulator(site.channels)
     for rows in _channel_rows(session, batches, site):
         covariance.update(rows)
-    found = covariance.result()
-    weights = _weights(index, site, found.xx)
-    rows = directions(found.xx, weights)
+    moments = covariance.result()
+    spread = moments.xx / max(moments.n, 1)
+    rows = directions(spread, _weights(index, site, spread))
     low = rows.new_full((len(rows),), torch.inf)
     high = -low
     for part in _channel_rows(session, batches, site):

@@ -66,6 +66,18 @@ def test_all_directions_carry_everything() -> None:
     assert grown.site_error < 0.01
 
 
+@pytest.mark.parametrize("n", [100, 1000])
+def test_a_principal_neuron_varies_by_1_however_many_samples_there_are(n: int) -> None:
+    x = low_rank(n, 8)
+    grown = oc.grow(READERS["gemm"][0]("Relu"), "tensor:t", {"x": x}, method="random", keep=8, candidates=8,
+                    init="principal", ridge=0.0)  # fmt: skip
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in grown.model.graph.initializer}
+    W1 = next(W for name, W in weights.items() if name.startswith("compnet/") and W.shape == (8, 8))
+    outputs = np.maximum(x, 0) @ W1.T
+    # the reader needs four directions; they were found on four fifths of the samples
+    assert np.abs(outputs.std(0)[:4] - 1).max() < 0.3
+
+
 def test_same_bytes_for_one_seed_and_other_random_ones_for_another() -> None:
     model = READERS["conv"][0]("Relu")
     data = {"x": low_rank(200, 8, 6, 5)}
