@@ -62,7 +62,11 @@ So a layer of nothing but principal neurons starts as a **linear** layer, a proj
 directions that the readers need: few are enough to keep the function, which is what the tables above count, and they
 add nothing that the parent could not compute. Whatever training makes of them it has to bend first: a rectifier that
 is on for all samples has a gradient, but no kink near the data. Random neurons are worse at keeping the function and
-begin with their kinks among the samples. The small check below asks whether that matters in the first epochs.
+begin with their kinks among the samples.
+
+They also begin larger than drawn ones (the column "size" below): each varies by 1, around the mean that the shift
+gives it. A rate that suits drawn neurons can be far too high for them; the row "scaled", the same function with
+smaller neurons, tells that apart from the rest. The small check asks how the first epochs go.
 """
 
 
@@ -257,19 +261,23 @@ def _training(records: Sequence[Record]) -> list[str]:
         known = child != "parent"
         error = spread([r["site_error"] for r in mine if r["rate"] == RATES[0]], 3) if known else "–"
         principal = f"{statistics.mean(r['principal'] for r in mine):.1f}" if known else "–"
-        cells = [TITLES[child], principal, error, before, *(spread(each, 4) for each in rates)]
+        size = f"{statistics.mean(r['activation'] for r in mine):.2f}" if known else "–"
+        cells = [TITLES[child], principal, size, error, before, *(spread(each, 4) for each in rates)]
         rows.append("| " + " | ".join(cells) + " |")
     return [
         f"LeNet4 of this repository and children with {WIDTH} new neurons behind conv1, trained on "
         f"{IMAGES['train']:,} images of Fashion-MNIST for {HOW['epochs']} epochs (SGD, momentum {HOW['momentum']:g}, "
         f"batches of {HOW['batch_size']}); accuracy on {IMAGES['test']:,} test images after the last epoch. "
-        "Half principal is a random subset of 20 principal and 20 random candidates. ± is the sample standard "
-        "deviation over the seeds; the parent's is that of the order of the images.",
+        "Half principal is a random subset of 20 principal and 20 random candidates; scaled is the same child as the "
+        "one above it, each new neuron scaled to the size of the tensor it reads and the reader's weights by the "
+        "inverse, which is the same function. Size: root mean square of what the new layer puts out. ± is the sample "
+        f"standard deviation over the seeds ({len({r['seed'] for r in records})}); the parent's is that of the order "
+        "of the images.",
         "",
-        "| | principal neurons | site error | accuracy before | "
+        "| | principal neurons | size | site error | accuracy before | "
         + " | ".join(f"rate {rate:g}" for rate in RATES)
         + " |",
-        "|---|---:|---:|---:|" + "---:|" * len(RATES),
+        "|---|---:|---:|---:|---:|" + "---:|" * len(RATES),
         *rows,
         "",
         *[
@@ -285,6 +293,7 @@ TITLES = {
     "parent": "the parent, trained on",
     "obs-auto": "obs, `auto`",
     "obs-principal": "obs, `principal`",
+    "scaled-principal": "obs, `principal`, scaled",
     "half-principal": "half principal",
     "alg3-auto": "alg3, `auto`",
 }
@@ -309,8 +318,10 @@ def _learned(records: Sequence[Record]) -> list[str]:
     lines = []
     for child, other in (
         ("obs-principal", "obs-auto"),
+        ("scaled-principal", "obs-auto"),
         ("half-principal", "obs-auto"),
-        ("obs-principal", "parent"),
+        ("obs-auto", "parent"),
+        ("scaled-principal", "parent"),
     ):
         for rate in RATES:
             mine, theirs = (_last(records, name, rate) for name in (child, other))

@@ -170,7 +170,7 @@ class Frontiers:
             ),
             _median(
                 "Best candidates, all sites",
-                "the same over all sites: median ratio ≤ 0.6",
+                "obs from the best candidates against Algorithm 3 from He candidates, all sites: median ratio ≤ 0.6",
                 list(self.best_against_he()),
                 0.6,
                 list(self.out_of_reach()),
@@ -198,7 +198,7 @@ class Frontiers:
         )  # fmt: skip
 
     def _at_the_stop(self) -> Target:
-        lower, all_stay, other = 0, 0, []
+        lower, all_stay, other, he = 0, 0, [], []
         for cell, record in self.cells.items():
             width, error = record["stop"]["width"], record["stop"]["error"]
             path = record["curves"]["obs"]
@@ -206,7 +206,9 @@ class Frontiers:
                 all_stay += 1  # there is nothing to choose
                 continue
             ours = dict(zip(path["widths"], path["errors"], strict=True)).get(width)
-            if ours is not None and ours < error:
+            better = ours is not None and ours < error
+            he += [better] if cell.init == HE else []
+            if better:
                 lower += 1
                 continue
             told = "no such width" if ours is None else f"{ours:.4g} against {error:.4g}"
@@ -215,6 +217,8 @@ class Frontiers:
             )
         ties = sum(same for same, _ in other)
         figures = f"lower in {lower}, equal in {ties}, higher in {len(other) - ties} cells"
+        if he:
+            figures += f" (He candidates: lower in {sum(he)} of {len(he)})"
         if all_stay:
             figures += f"; in {all_stay} more it drops nothing"
         return Target(

@@ -134,7 +134,9 @@ def test_an_algorithm_3_that_drops_nothing_is_not_counted(results):
     write(results / cell.file, record(cell, NEEDED, stop=(40, 0.03)))
     target = held(Frontiers.read(results), "At Algorithm 3's own width")
     assert target.holds is True
-    assert target.figures == "lower in 11, equal in 0, higher in 0 cells; in 1 more it drops nothing"
+    assert target.figures == (
+        "lower in 11, equal in 0, higher in 0 cells (He candidates: lower in 5 of 5); in 1 more it drops nothing"
+    )
 
 
 def test_the_document_has_the_widths_and_what_is_missing(results, tmp_path):
@@ -145,13 +147,14 @@ def test_the_document_has_the_widths_and_what_is_missing(results, tmp_path):
     assert "| `auto` | `random` | 7.0 | 10.0 | 20.0 | 40.0 | – | 0.050 |" in text
     assert "Seeds: 3 (linear 0)." in text
     assert "Not run: LeNet4, Fashion-MNIST, GELU" in text
-    assert "| obs, `auto` | 0.0 | 0.100 | 0.5000 | 0.9000 | – |" in text
+    assert "| obs, `auto` | 0.0 | 0.50 | 0.100 | 0.5000 | 0.9000 | – |" in text
 
 
 def trained(child: str, seed: int, accuracy: float, rate: float = 5e-3):
     return {
         "format": 1, "child": child, "seed": seed, "rate": rate, "settings": frontier_training.settings(),
-        "accuracies": [0.5, accuracy], "principal": 0, "site_error": 0.1, "machine": {"cpu": "a CPU", "threads": 1},
+        "accuracies": [0.5, accuracy], "principal": 0, "site_error": 0.1, "activation": 0.5,
+        "machine": {"cpu": "a CPU", "threads": 1},
         "versions": {"torch": "1"},
     }  # fmt: skip
 
@@ -172,7 +175,7 @@ def test_a_training_that_diverged_is_told(tmp_path):
     write(tmp_path / "a.json", bad)
     lines = frontier_report._training(frontier_report.trained(tmp_path))
     assert "obs, `principal`, rate 0.005, seed 0 diverged: the loss is nan.\n" in lines
-    assert "| obs, `principal` | 0.0 | 0.100 | – | – | – |" in lines
+    assert "| obs, `principal` | 0.0 | 0.50 | 0.100 | – | – | – |" in lines
 
 
 def test_figures_are_the_same_bytes(results, tmp_path):
@@ -235,6 +238,15 @@ def test_a_training_run_is_not_repeated(tmp_path, monkeypatch):
     except DatasetError as error:
         pytest.skip(str(error))
     said: list[str] = []
+    scaled = frontier_training.run(
+        frontier_training.Run("scaled-principal", 5e-3, 0), tmp_path, tmp_path, said.append
+    )
+    plain = frontier_training.run(
+        frontier_training.Run("obs-principal", 5e-3, 0), tmp_path, tmp_path, said.append
+    )
+    assert scaled["accuracies"][0] == plain["accuracies"][0]  # the same function
+    assert scaled["activation"] < 1 < plain["activation"]
+    said.clear()
     run = frontier_training.Run("half-principal", 5e-3, 0)
     found = frontier_training.run(run, tmp_path, tmp_path, said.append)
     assert found["width"] == 20
