@@ -1,6 +1,6 @@
 """grow(): the order of the steps.
 
-load → resolve → Site → Batches → collect → select → NewLayers → splice → compare → Growth
+load → resolve → Site → Batches → pose → select → NewLayers → splice → compare → Growth
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,9 @@ import onnx
 import torch
 
 from onnx_compnet.baselines.net2net import normalised
-from onnx_compnet.candidates import draw
-from onnx_compnet.collect import ReaderGroup, Statistics, collect, pre_activations, reader_groups, scale
+from onnx_compnet.collect import pre_activations, scale
 from onnx_compnet.config import CONSTRUCTED, GrowOptions
-from onnx_compnet.core import Known, by_group, known_weights
-from onnx_compnet.errors import DataError, UsageError, VerificationError
+from onnx_compnet.errors import DataError, VerificationError
 from onnx_compnet.graph import model_io, names, provenance, prune
 from onnx_compnet.graph.index import GraphIndex
 from onnx_compnet.graph.names import TENSOR_PREFIX
@@ -31,20 +27,16 @@ from onnx_compnet.graph.splice import splice
 from onnx_compnet.growth import CurvePoint, Growth, SiteGrowth
 from onnx_compnet.layers import CandidateLayer, NewLayers, ReaderWeights
 from onnx_compnet.numerics import initialise
-from onnx_compnet.numerics.algorithms import Problem, Selection, select
-from onnx_compnet.numerics.initialise import Core
-from onnx_compnet.numerics.pool import Constraints
+from onnx_compnet.numerics.algorithms import Selection
 from onnx_compnet.numerics.rows import output_channel_axis
 from onnx_compnet.planning import (
-    FOLDS,
     Job,
     Place,
     activation_at,
     constructed,
-    neurons,
     prepare,
-    refuse_large,
 )
+from onnx_compnet.posed import pose
 from onnx_compnet.report import provenance as provenance_of
 from onnx_compnet.runtime.device import peak_memory
 from onnx_compnet.runtime.session import Session
@@ -114,34 +106,18 @@ def _grow_site(
 ) -> tuple[onnx.ModelProto, Step]:
     if options.method in CONSTRUCTED:
         return _construct_site(model, site, job, options, stopwatch)
-    Dn = neurons(site, options)
-    if options.keep is not None and options.keep > Dn:
-        raise UsageError(f"--keep {options.keep} is more than the {Dn} candidates at {site.name}")
-    refuse_large(site, Dn, options.kernel, job.device)
-    groups = reader_groups(site)
     with stopwatch("capture"):
-        outputs = dict.fromkeys([site.tensor, *(reader.output for reader in site.linear)])
-        session = Session(prune.prefix(model, list(outputs)), job.device)
-        index = GraphIndex.of(model)
-        drawn = draw(index, session, job.split.fit, site, options)
-        candidate = drawn.candidate
-        bar = f"{site.name}: " if options.progress else None
-        sums = partial(
-            collect, session, site=site, candidate=candidate, groups=groups, precise=options.precise_sums
-        )
-        fitted = sums(job.split.fit, folds=FOLDS, progress=bar and bar + "fit")
-        held_out = sums(job.split.held_out, folds=1, progress=bar and bar + "held-out")
+        posed = pose(model, site, job, options)
     with stopwatch("solve"):
-        known = known_weights(index, site, Dn, drawn.known)
-        selection = _select(groups, site, fitted, held_out, drawn.core, known, options)
+        selection = posed.select(options)
     with stopwatch("splice"):
-        spliced = splice(model, site, _survivors(candidate, selection), label=site.name)
+        spliced = splice(model, site, _survivors(posed.candidate, selection), label=site.name)
     step = Step(
         site=site,
-        candidate=candidate,
+        candidate=posed.candidate,
         selection=selection,
         targets=spliced.targets,
-        rows=min(part.n for parts in fitted.moments for part in parts),
+        rows=posed.rows,
         columns=max(fit.W2.shape[0] for fit in selection.readers),
     )
     return spliced.model, step
@@ -174,43 +150,6 @@ def _construct_site(
         warnings=notes,
     )
     return spliced.model, Step(site, layers.layer, selection, spliced.targets, rows=0, columns=0)
-
-
-def _select(
-    groups: Sequence[ReaderGroup],
-    site: Site,
-    fitted: Statistics,
-    held_out: Statistics,
-    core: Core | None,
-    known: Sequence[Known] | None,
-    options: GrowOptions,
-) -> Selection:
-    """Every group of a grouped convolution is a problem of its own, over its share of the neurons."""
-    problems = []
-    for group, fit, held in zip(groups, fitted.moments, held_out.moments, strict=True):
-        parts = group.geometry.groups
-        ends = accumulate(site.linear[member].features // parts for member in group.members)
-        slices = tuple(slice(start, end) for start, end in pairwise([0, *ends]))
-        priors = by_group([known[member] for member in group.members], parts) if known else [None] * parts
-        shares = [None] if parts == 1 else torch.arange(neurons(site, options)).chunk(parts)
-        for mine, others, prior, share in zip(fit, held, priors, shares, strict=True):
-            problem = Problem(mine, others, group.geometry.taps, slices, group.members, among=share)
-            if prior is not None:
-                problem = replace(problem, prior=prior.W2, exact_b2=prior.b2 if prior.exact else None)
-            problems.append(problem)
-    return select(
-        options.method,
-        problems,
-        fitted.covariances,
-        lam=options.lam,
-        alpha=options.alpha,
-        keep=options.keep,
-        max_error=options.max_error,
-        rho=options.ridge,
-        refit=options.refit,
-        seed=options.seed,
-        constraints=Constraints(() if core is None else tuple(core.places.tolist()), site.groups),
-    )
 
 
 def _survivors(candidate: CandidateLayer, selection: Selection) -> NewLayers:

@@ -77,6 +77,18 @@ def test_the_readers_weights_stay_small_where_candidates_depend_on_each_other() 
     assert np.abs(weights["w"]).max() < 30 * np.abs(numpy_helper.to_array(model.graph.initializer[0])).max()
 
 
+@pytest.mark.parametrize("n", [100, 1000])
+def test_a_principal_neuron_varies_by_1_however_many_samples_there_are(n: int) -> None:
+    x = low_rank(n, 8)
+    grown = oc.grow(READERS["gemm"][0]("Relu"), "tensor:t", {"x": x}, method="random", keep=8, candidates=8,
+                    init="principal", ridge=0.0)  # fmt: skip
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in grown.model.graph.initializer}
+    W1 = next(W for name, W in weights.items() if name.startswith("compnet/") and W.shape == (8, 8))
+    outputs = np.maximum(x, 0) @ W1.T
+    # the reader needs four directions; they were found on four fifths of the samples
+    assert np.abs(outputs.std(0)[:4] - 1).max() < 0.3
+
+
 def test_same_bytes_for_one_seed_and_other_random_ones_for_another() -> None:
     model = READERS["conv"][0]("Relu")
     data = {"x": low_rank(200, 8, 6, 5)}
