@@ -131,13 +131,13 @@ def test_an_activation_that_the_opset_can_not_express_is_refused_before_the_work
 
 def test_memory_that_the_allocator_refuses_is_a_resource_error(monkeypatch):
     """torch says so by a bare RuntimeError; any other RuntimeError stays what it is."""
-    from onnx_compnet import pipeline
+    from onnx_compnet import posed
 
     def refuse(message):
         def collect(*_, **__):
             raise RuntimeError(message)
 
-        monkeypatch.setattr(pipeline, "collect", collect)
+        monkeypatch.setattr(posed, "collect", collect)
 
     refuse("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
     with pytest.raises(oc.ResourceError, match="--candidates"):
